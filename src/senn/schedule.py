@@ -33,7 +33,7 @@ class GrowthSchedule:
     """Rounds of a run: additions early and often, pruning later.
 
     Gains are largest in the first few dozen steps of a run, and a unit that comes late finds a network that has settled
-    without it. How much a unit is worth shows only after it has been trained. See docs/deficit.md for the experiments.
+    without it. How much a unit is worth shows only after it has been trained. See docs/criteria.md for the experiments.
 
     Args:
         recipe: fractions of the steps at which rounds take place, such as a `senn.training.TrainConfig`.

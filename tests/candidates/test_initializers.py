@@ -153,6 +153,38 @@ def test_own_directions_come_out_as_they_are_and_own_outgoing_weights_are_passed
     torch.testing.assert_close(model(batch()[0]), before)
 
 
+def test_units_are_born_toward_outgoing_weights_of_their_own_as_far_as_that_helps() -> None:
+    x, y = batch()
+
+    class Given:
+        """One unit that is the product, whose outgoing weights help with one sign and harm with the other."""
+
+        def __init__(self, sign: float) -> None:
+            self.sign = sign
+
+        def sample(
+            self, place: PlaceActivations, count: int, generator: torch.Generator
+        ) -> NewUnits:
+            outgoing = {"1": self.sign * torch.tensor([[-0.5], [0.5]])}
+            return NewUnits(weight=torch.eye(2)[:1], outgoing=outgoing)
+
+    rows = torch.stack([(x[:, 0] * x[:, 1]).clamp(-1, 1), x[:, 2]], 1)
+    for sign, helps in ((1.0, True), (-1.0, False)):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(2, 1), nn.Linear(1, 2))
+        nn.init.zeros_(model[1].weight)
+        policy = senn.PricePolicy(kappa=1e-9, confidence=0.0)
+        one = grower(model, Given(sign), units=1, policy=policy, samples=96)
+        (event,) = one.grow([(rows, y)])
+        new = model[1].weight[:, 1].detach()
+        if helps:
+            torch.testing.assert_close(new / new[1], torch.tensor([-1.0, 1.0]))
+            assert 0 < float(new[1]) <= 0.5
+            assert event.loss_after < event.loss_before
+        else:
+            assert not new.any()
+
+
 def test_units_as_torch_draws_them_have_its_bounds_and_its_spread() -> None:
     one = grower(mlp(), TorchInitialization(), units=4000)
     one.observe(*batch())

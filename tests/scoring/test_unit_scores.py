@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import senn
 from senn.scoring.formulas import residual_cross, width_gain, width_gain_bound
-from senn.scoring.unit_scores import PlaceScores, score_units
+from senn.scoring.unit_scores import PlaceScores
 
 X = torch.randn(160, 5, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] * X[:, 1] > 0).long()
@@ -19,7 +19,7 @@ def scored(model: nn.Module, x: Tensor = X, y: Tensor = Y) -> tuple[dict[str, Pl
     config = senn.CandidateConfig(units=12)
     grower = senn.Grower(model, loss=F.cross_entropy, moves=("width",), candidate_config=config)
     best = grower.score_candidates([(x, y)])
-    return score_units(grower._pool(None)), best
+    return grower.score_units(), best
 
 
 def mlp() -> nn.Sequential:
@@ -88,7 +88,7 @@ def test_the_gradient_norm_is_that_of_the_outgoing_weights() -> None:
         candidate_config=senn.CandidateConfig(units=6),
     )
     grower.observe(X, Y)
-    place = score_units(grower._pool(None))["2"]
+    place = grower.score_units()["2"]
     one = place.readers["4"]
     wide = nn.Linear(9, 2)
     with torch.no_grad():
@@ -118,6 +118,6 @@ def test_data_whose_covariance_is_known_gives_whole_factors_too() -> None:
     torch.manual_seed(0)
     grower = senn.Grower(Direct(), loss=F.cross_entropy, moves=("width", "depth"))
     grower.score_candidates([(X, Y)])
-    first = score_units(grower._pool(None))["hidden"].readers["out"]
+    first = grower.score_units()["hidden"].readers["out"]
     assert first.A.shape == (first.G.shape[1],) * 2
     torch.testing.assert_close(first.A, first.A.mT)

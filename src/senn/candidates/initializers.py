@@ -103,8 +103,9 @@ class NewUnits:
     Attributes:
         weight: incoming weights, (units * rows_per_unit, d).
         bias: (units * rows_per_unit,), None for zeros; without effect where the map has none.
-        outgoing: by map that reads the units, the weights with which they are born, (m, units * p) with p columns a
-            unit, side by side; maps that are left out get the birth's own.
+        outgoing: by map that reads the units, weights toward which they are born, (m, units * p) with p columns a unit,
+            side by side: a birth gives them as much of these as lowers the loss. Maps that are left out get a natural
+            step's.
     """
 
     weight: Tensor

@@ -35,6 +35,7 @@ from senn.scoring.precision import full_precision
 from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_of_samples, stale
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import insertion_price, select_candidates
+from senn.scoring.unit_scores import PlaceScores, score_units
 from senn.surgery.transaction import UncarriedState
 
 Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
@@ -170,31 +171,9 @@ class Grower(GrowerSettings, GrowerMemory):
         self.metric = LossMetric(loss, metric, loss_hessian=loss_hessian, coupled=coupled)
         self.communicator = communicator if communicator is not None else default_communicator()
 
-    @property
-    def graph(self) -> DependencyGraph:
-        """Dependency graph of the model; known after the first batch.
-
-        Raises:
-            SennError: no batch has been observed.
-        """
-        if self._graph is None:
-            raise SennError(
-                "the model's graph is known after the first batch: call observe or grow first"
-            )
-        return self._graph
-
-    @property
-    def unreadable_maps(self) -> dict[str, str]:
-        """Linear maps whose rows can't be read, with the reason: gains through them don't count.
-
-        Known after the first batch.
-        """
-        return {name: found for name, found in self._layouts.items() if isinstance(found, str)}
-
-    @property
-    def architecture(self) -> tuple[int, ...]:
-        """Widths of the channel groups that can change, in order of use."""
-        return tuple(self._widths().values())
+    graph = GrowerMemory.graph
+    unreadable_maps = GrowerMemory.unreadable_maps
+    architecture = GrowerMemory.architecture
 
     @full_precision
     def observe(self, inputs: Inputs, targets: Targets, weights: Tensor | None = None) -> float:
@@ -235,6 +214,18 @@ class Grower(GrowerSettings, GrowerMemory):
         """
         pool = self._pool(batches)
         return CandidateList(sorted(pool.candidates(), key=lambda one: -one.held_out_gain))
+
+    @full_precision
+    def score_units(self, batches: Iterable[Batch] | None = None) -> dict[str, PlaceScores]:
+        """Score every candidate unit that was drawn, and show the factors behind it; the model stays as it is.
+
+        Args:
+            batches: as of `score_candidates`.
+
+        Returns:
+            by place, the scores of all of its units; each is a table in notebooks.
+        """
+        return score_units(self._pool(batches))
 
     @full_precision
     def grow(
@@ -393,6 +384,3 @@ class Grower(GrowerSettings, GrowerMemory):
         self.events += events
         self._open_round, self._new_entries = number, applied.new_entries
         return events
-
-    def _widths(self) -> dict[str, int]:
-        return {group.name: group.width for group in self.graph.groups}

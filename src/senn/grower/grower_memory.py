@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from senn._records import reading_state
 from senn.candidates.candidate_set import CandidateSet
+from senn.errors import SennError
 from senn.events import GrowthEvent, GrowthRound
 from senn.graph import DependencyGraph, Refusal
 from senn.kfac.batch_layout import BatchLayout
@@ -141,6 +142,32 @@ class GrowerMemory:
         self._open_round: int | None = None  # the round whose events aren't realized yet
         self._new_entries: list[NewEntries] = []  # what that round has added
 
+    @property
+    def graph(self) -> DependencyGraph:
+        """Dependency graph of the model; known after the first batch.
+
+        Raises:
+            SennError: no batch has been observed.
+        """
+        if self._graph is None:
+            raise SennError(
+                "the model's graph is known after the first batch: call observe or grow first"
+            )
+        return self._graph
+
+    @property
+    def unreadable_maps(self) -> dict[str, str]:
+        """Linear maps whose rows can't be read, with the reason: gains through them don't count.
+
+        Known after the first batch.
+        """
+        return {name: found for name, found in self._layouts.items() if isinstance(found, str)}
+
+    @property
+    def architecture(self) -> tuple[int, ...]:
+        """Widths of the channel groups that can change, in order of use."""
+        return tuple(self._widths().values())
+
     def state_dict(self) -> dict[str, Any]:
         """State that a grower of the same model and settings needs to go on: plain values and tensors, all copies.
 
@@ -188,6 +215,9 @@ class GrowerMemory:
         self._failed = loaded.failed
         self.last_round, self._open_round = loaded.last_round, loaded.open_round
         self._new_entries = loaded.new_entries
+
+    def _widths(self) -> dict[str, int]:
+        return {group.name: group.width for group in self.graph.groups}
 
     def _snapshot(self) -> Callable[[], None]:
         """Take a snapshot of everything that changes before a decision is taken; returns what restores it."""

@@ -170,9 +170,14 @@ def _of_units(
             continue
         columns = layout.groups[group][pool.grown[group]]
         gains = pool.layer_gains[name]
-        step, _ = joint_step(gains, columns.flatten())
-        taken = -step @ prediction(gains, columns.flatten()).mT
-        found += _of_elders(pool.model, receipt, linear_map, several, taken)
+        wanted = pool.candidate_set.outgoing.get(group, {}).get(name)
+        if wanted is not None:  # an initializer's own
+            given = wanted.double().view(len(wanted), len(layout.groups[group]), -1)
+            step = -given[:, pool.grown[group]].flatten(1)
+        else:
+            step, _ = joint_step(gains, columns.flatten())
+            taken = -step @ prediction(gains, columns.flatten()).mT
+            found += _of_elders(pool.model, receipt, linear_map, several, taken)
         by_unit = step.view(len(step), *columns.shape)
         # Of a map that reads the group twice, each unit's columns in both places lie side by side.
         sizes = [one.index.shape[1] * linear_map.kernel_numel for one in several]

@@ -56,7 +56,7 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     )
     linear = [module for module in model.body.modules() if isinstance(module, nn.Linear)]
     # Output weights of zero, as those of units that grow: with standardized targets the start is the mean prediction,
-    # and fixed networks start from the same loss (docs/deficit.md).
+    # and fixed networks start from the same loss (docs/criteria.md).
     nn.init.zeros_(linear[-1].weight)
     nn.init.zeros_(linear[-1].bias)
     return model
