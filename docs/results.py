@@ -39,7 +39,7 @@ python benchmarks/damaged_folders.py --out damaged_folders.json
 python benchmarks/report_load.py --out report_load.json
 python benchmarks/import_time.py --out import_time.json
 python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # fixed nets of the final size
-python benchmarks/deficit.py --seeds 5 --epochs 60 --kappa 0.1              # the same, by many recipes
+python benchmarks/criteria.py --out criteria.json             # the score against chance and other criteria
 ```
 
 Image sets are read from the folder in `--data-dir` or `SENN_DATA` (`mnist/*.gz`, `cifar-10/*.parquet` or
