@@ -111,6 +111,7 @@ def birth_steps(pool: CandidatePool, receipt: Receipt) -> list[BirthStep]:
                     dim=0,
                     index=torch.arange(len(tensor)),
                     silent=tensor.detach().clone(),
+                    is_new=any(tensor is own for part in modules for own in part.parameters()),
                 )
                 found.append(BirthStep(entries=entries, step=step.view(tensor.shape)))
     return found
@@ -281,9 +282,6 @@ def _of_layer(
     layer = pool.candidate_set.layers[point][number]
     gains, by_layer = pool.insertions.scored_columns(point)
     columns = by_layer[number]
-    if isinstance(layer, ConvolutionalLayer):  # its outputs are the stream itself
-        step, _ = joint_step(gains, columns[units].flatten())
-        return [(_last_weight(modules[0]), step)]
     if isinstance(layer, IdentityLayer):
         through = pool.insertions.through(point, layer)
         values = gains.first_fit.newton_step(columns.flatten(), through)
@@ -292,14 +290,41 @@ def _of_layer(
             c, v = values.view(-1, 2).unbind(1)
             return [(activation.c, c), (activation.v, v)]
         return [(activation.get_parameter("weight"), values)]
-    _, white = joint_step(gains, columns[units].flatten(), pool.insertions.output_basis(point))
-    # V reaches the outputs as W V: least squares in their metric.
-    step = _least_squares(pool.insertions.whitened_weight(point), white)
-    return [(_last_weight(modules[0]), step)]
+    own = columns[units].flatten()
+    if isinstance(layer, ConvolutionalLayer):  # its outputs are the stream itself
+        step, _ = joint_step(gains, own)
+    else:
+        _, white = joint_step(gains, own, pool.insertions.output_basis(point))
+        # V reaches the outputs as W V: least squares in their metric.
+        step = _least_squares(pool.insertions.whitened_weight(point), white)
+    last = list(modules[0].modules())[-1].get_parameter("weight")
+    linear = list(pool.model.get_submodule(point).children())[-1]
+    return [(last, step), *_behind_layer(linear, -step @ prediction(gains, own).mT)]
+
+
+def _behind_layer(linear: nn.Module, taken: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Steps of the map after a new layer, which take back what its inputs predict of the layer's outputs.
+
+    With x + V phi in place of x, and phi = P [x, 1] + r, weights W (1 - V P) in place of W leave W V r alone.
+
+    Args:
+        linear: the map, W.
+        taken: V P, (in, in + 1), or (in, in) without the constant.
+    """
+    weight = linear.get_parameter("weight")
+    matrix = weight.detach().double()
+    size = taken.shape[0]
+    # of a convolution the channels are dimension 1
+    found = [(weight, torch.tensordot(matrix, taken[:, :size], ([1], [0])).movedim(-1, 1))]
+    if taken.shape[1] > size and (bias := getattr(linear, "bias", None)) is not None:
+        # at the border of an image padding has no constant, which is left to training
+        constant = torch.tensordot(matrix, taken[:, -1:], ([1], [0])).flatten(1).sum(1)
+        found.append((bias, constant))
+    return found
 
 
 def _of_copy(pool: CandidatePool, move: Append, added: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Steps of the output weights of a copy of a block; its output biases stay zero."""
+    """Steps of the output weights of a copy of a block, and of output biases, which take back their mean effect."""
     found = []
     for name, gains in pool.stream.gains_of(move.block).items():
         module = added.get_submodule(name)
@@ -309,15 +334,13 @@ def _of_copy(pool: CandidatePool, move: Append, added: nn.Module) -> list[tuple[
             each = torch.eye(len(weight), dtype=torch.float64)
             through = whiten_weights(gains.whitener, each)
             found.append((weight, gains.first_fit.newton_step(columns, through)))
-        else:
-            step, _ = joint_step(gains, columns)
-            found.append((weight, step))
+            continue
+        step, _ = joint_step(gains, columns)
+        found.append((weight, step))
+        bias = getattr(module, "bias", None)
+        if bias is not None and not bias.any():
+            found.append((bias, -step @ prediction(gains, columns)[0]))
     return found
-
-
-def _last_weight(layer: nn.Module) -> Tensor:
-    """Return V of a residual layer."""
-    return list(layer.modules())[-1].get_parameter("weight")
 
 
 def _least_squares(through: Tensor, white: Tensor) -> Tensor:
