@@ -273,6 +273,11 @@ MUTANTS = [
             "threshold = min(self.tau * max(c.eta, 0.0)",
         ),
         (
+            "the paper's removals are compared with lambda, not with eta",
+            "self.prune_fraction * max(c.eta, 0.0)",
+            "self.prune_fraction * c.score_limit",
+        ),
+        (
             "the paper's score isn't capped by lambda",
             "return min(candidate.eta + gain, candidate.score_limit) - candidate.eta",
             "return gain",

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from results_paper import experiments
 from results_running import running
 
 HERE = Path(__file__).parent
@@ -237,31 +238,9 @@ def calibration() -> Iterator[str]:
     yield "![Expected against realized decreases](calibration.png)\n"
 
 
-def experiments() -> Iterator[str]:
-    """The paper's figures 2 and 3."""
-    for name, metric, title in (
-        (
-            "regression",
-            "error",
-            "Figure 2, one-dimensional regression: squared error over the target's variance",
-        ),
-        ("moons", "accuracy", "Figure 3, half-moons: accuracy"),
-    ):
-        found = stored(name)
-        yield f"## {title}\n\n`{found['command']}`\n"
-        rows = [
-            (
-                r["seed"],
-                f"{r['test'][metric]:.3g}",
-                r["hidden"],
-                r["parameters"],
-                f"{r['seconds']:.1f}",
-            )
-            for r in found["runs"]
-        ]
-        yield table(("seed", f"test {metric}", "hidden units", "parameters", "seconds"), rows)
-        values = [r["test"][metric] for r in found["runs"]]
-        yield f"\nMedian {statistics.median(values):.3g}, mean {statistics.fmean(values):.3g}.\n"
+def is_stored(name: str) -> bool:
+    """Return True if there is such a results file."""
+    return (STORED / f"{name}.json").exists()
 
 
 def runs_of(found: Any) -> dict[str, list[dict[str, Any]]]:
@@ -274,7 +253,7 @@ def runs_of(found: Any) -> dict[str, list[dict[str, Any]]]:
 
 def full_size(name: str, section: Callable[[Any], Iterator[str]]) -> Iterator[str]:
     """The paper's size: its results where they are stored, and otherwise how to get them."""
-    if (STORED / f"{name}_full.json").exists():
+    if is_stored(f"{name}_full"):
         found = stored(f"{name}_full")
         yield f"At the paper's size, `{found['command']}`:\n"
         yield from section(found)
@@ -381,7 +360,8 @@ def transfer() -> Iterator[str]:
     runs = found["runs"]
     yield "## Figure 6 and table 1, transfer: pre-trained on CIFAR-10, then Tiny-ImageNet\n"
     yield f"`{found['command']}`; the paper's size, for a GPU: `{found['command']} --full --device cuda`.\n"
-    yield f"{runs[0]['setting']} Accuracy, mean ± standard deviation over {len(runs)} seeds.\n"
+    seeds = f"mean ± standard deviation over {len(runs)} seeds" if len(runs) > 1 else "of one seed"
+    yield f"{runs[0]['setting']} Accuracy, {seeds}.\n"
     names = {
         "fixed": "pre-trained, fixed size",
         "grown": "pre-trained, self-expanding",
@@ -398,11 +378,22 @@ def transfer() -> Iterator[str]:
         each = ", ".join(f"{gain:+.1f}" for gain in gains)
         yield f"Self-expanding over {name}: {statistics.fmean(gains):+.1f} points of test accuracy ({each} by seed).\n"
     change, growing = (max(r["growth"][key] for r in runs) for key in ("loss change", "seconds"))
+    removal = max(r["growth"].get("loss change at removals", -1.0) for r in runs)
+    removals = f", by a round with removals: {removal:.1e}" if removal >= 0 else ""
     widths = "; ".join("-".join(map(str, r["hidden"])) for r in runs)
     yield (
         f"Widths at the end: {widths}. Considering growth took up to {growing:.0f} of the seconds. Largest relative "
-        f"change of the loss by an addition: {change:.1e}.\n"
+        f"change of the loss by an addition: {change:.1e}{removals}.\n"
     )
+    if not removals:
+        yield "These runs are from before the experiment had rounds with removals: channels were only added.\n"
+    removed = [sum(": prune " in event for event in r["growth"]["events"]) for r in runs]
+    if removals:
+        yield (
+            "Not the paper's: a price instead of thresholds relative to eta, six rounds that add and remove within the "
+            "first 12 % of the steps, two that only remove, at 20 and 40 %; at most twice the parameters; the arm from "
+            f"scratch. Changes that removed channels, by seed: {', '.join(map(str, removed))}.\n"
+        )
     yield "![Accuracy before and after the change of data, and widths](transfer.png)\n"
 
 
@@ -435,7 +426,10 @@ def main() -> None:
         "# Results\n\nMade by `python docs/results.py` from `benchmarks/results`; two cores of a shared machine.\n"
     ]
     tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
-    for section in (*tables, experiments, mnist, mnist_sizes, cifar_cycles, transfer):
+    for section in tables:
+        parts += section()
+    parts += experiments(stored, is_stored, table)
+    for section in (mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()
     parts += running(stored, table)
     parts.append(COMMANDS)

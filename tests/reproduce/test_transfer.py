@@ -17,7 +17,7 @@ from senn_reproduce.transfer import ARMS, Settings, fit, fresh, run, size, trans
 CPU = torch.device("cpu")
 QUICK = Settings(
     hidden=((4, 4), (4,)), side=8, source_images=320, target_images=320, held_out=64, source_epochs=8, target_epochs=4,
-    batch_size=32, lr=0.02, shift=0, rounds=(0.25, 0.4),
+    batch_size=32, lr=0.02, shift=0, rounds=(0.25, 0.4), pruning_rounds=(0.6,),
     policy=PricePolicy(kappa=1e-3, confidence=0.0),
     candidate_config=CandidateConfig(units=4, data_direction_fraction=1.0), looked_at=128, points=10,
 )  # fmt: skip
@@ -66,7 +66,7 @@ def test_training_the_copy_leaves_the_pre_trained_net_alone(target):
 
 
 def test_a_grower_that_buys_nothing_leaves_the_run_as_it_is(target):
-    dear = replace(QUICK, policy=PricePolicy(kappa=1e6))
+    dear = replace(QUICK, policy=PricePolicy(kappa=1e6, hysteresis=0.0), pruning_rounds=())
     nets = [fresh(QUICK.hidden, 6, 1, CPU) for _ in range(2)]
     plain, considered = (
         fit(nets[0], target, 2, 5, dear),

@@ -31,10 +31,10 @@ class Experiment(NamedTuple):
 
 EXPERIMENTS = {
     "regression": Experiment(
-        "figure 2: neurons added to a fit of a curve", 5, "half a minute", images=False
+        "figure 2: neurons added to a fit of a curve", 10, "a minute", images=False
     ),
     "moons": Experiment(
-        "figure 3: layers added between two half-moons", 5, "a minute", images=False
+        "figure 3: layers added between two half-moons", 10, "two minutes", images=False
     ),
     "mnist": Experiment("figure 4 left: sizes and accuracy over the steps", 5, "10 minutes"),
     "mnist-sizes": Experiment(
@@ -110,8 +110,8 @@ examples:
     "reproduce": """\
 Run an experiment of the paper with several seeds, print its table, and write results.json and
 figure.png to a folder. The default size suits two cores and takes about the time given below;
---full is the size of the paper, for a GPU. The experiments are an extra of their own:
-pip install 'senn[reproduce]'.
+--full is the size of the paper with the values of its authors' code, images for a GPU. The
+experiments are an extra of their own: pip install 'senn[reproduce]'.
 
 experiments:
 """
@@ -120,7 +120,7 @@ experiments:
     )
     + """
 examples:
-  senn reproduce moons --seeds 5 --out runs/moons-figure
+  senn reproduce moons --seeds 10 --out runs/moons-figure
   senn reproduce mnist --data-dir data
   senn reproduce mnist --full --device cuda""",
 }
@@ -335,7 +335,7 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
     add(
         "--full",
         action="store_true",
-        help="run at the size of the paper (regression and moons always do)",
+        help="run at the size of the paper, with the values of its authors' code",
     )
     add(
         "--device",

@@ -170,8 +170,11 @@ def _candidate_config(model: nn.Module, recipe: TrainConfig) -> CandidateConfig:
     config = (
         policy_defaults(recipe.policy).candidates if isinstance(model, MLP) else CandidateConfig()
     )
-    given = {"units": recipe.candidates_per_layer, "ascent_steps": recipe.ascent_steps}
-    changed = {name: value for name, value in given.items() if value is not None}
-    # With an activation of the user's own, new layers have the one that the model uses nearby.
-    activation = config.activation if recipe.activation is None else None
-    return replace(config, activation=activation, **changed)
+    units, steps = recipe.candidates_per_layer, recipe.ascent_steps
+    return replace(
+        config,
+        units=config.units if units is None else units,
+        ascent_steps=config.ascent_steps if steps is None else steps,
+        # With an activation of the user's own, new layers have the one that the model uses nearby.
+        activation=config.activation if recipe.activation is None else None,
+    )

@@ -181,7 +181,8 @@ def train_images(
     recipe = recipe or image_config()
     _check(pixels, labels, classes)
     side = pixels.shape[-1]
-    recipe = recipe if recipe.hidden else replace(recipe, hidden=start_widths(side))
+    hidden = recipe.hidden or start_widths(side)
+    recipe = replace(recipe, hidden=hidden)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     most = side // 8 if shift is None else shift
     inputs = Inputs(
@@ -200,7 +201,7 @@ def train_images(
             pixels.to(place), labels.to(place), recipe, validation=validation, generator=generator
         )
         # Built on the CPU, so that all devices draw the same weights.
-        model: nn.Module = build_conv_net(pixels.shape[1], side, classes, recipe.hidden).to(place)
+        model: nn.Module = build_conv_net(pixels.shape[1], side, classes, hidden).to(place)
         run = fit_model(
             model,
             rows,
