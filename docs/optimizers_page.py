@@ -1,4 +1,4 @@
-"""Write docs/optimizers.md from the stored results of benchmarks/optimizers.py.
+"""Write docs/optimizers.md from the stored results of benchmarks/optimizers.py and benchmarks/late_growth.py.
 
 python docs/optimizers_page.py
 """
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-STORED = HERE.parent / "benchmarks" / "results" / "optimizers.json"
+RESULTS = HERE.parent / "benchmarks" / "results"
+STORED, LATE = RESULTS / "optimizers.json", RESULTS / "late_growth.json"
 COUNTED = ("carries", "restarts", "refused", "fails later")
 
 START = """# Optimizers
@@ -69,6 +70,52 @@ def lists(found: dict[str, Any]) -> Iterator[str]:
                 yield f"- {name}, {one['verdict']}: {reason}"
 
 
+LATE_START = """
+## Growth late in training
+
+`python benchmarks/late_growth.py --out benchmarks/results/late_growth.json` grows a net of 16 hidden units, which
+learns digits, to 32 after so many steps, and compares its loss with that of a twin that doesn't grow, on the same
+minibatches; five seeds, or three (`--seeds 3`). The figures are the largest ratio of both over {after} steps, in the
+worst of the seeds, for units with outgoing weights of zero (silent) and for units with a step of their own (stepped).
+*Zeros* are averages of squared gradients as an optimizer starts them; *measured* is what `Grower` does: new entries
+get what goes with their own gradients, at the level of the old entries' averages. Optimizers without such averages
+have one figure in both.
+"""
+
+
+def late(found: dict[str, Any]) -> Iterator[str]:
+    """Tables of late growth: the loss over the twin's, and gradients of new units over those of old ones."""
+    yield LATE_START.format(**found)
+    whens = list(dict.fromkeys(one["when"] for one in next(iter(found["optimizers"].values()))))
+    yield (
+        "| optimizer | seeds | births | averages | "
+        + " | ".join(f"{one} steps" for one in whens)
+        + " |"
+    )
+    yield "|" + "---|" * (4 + len(whens))
+    for name, rows in found["optimizers"].items():
+        for birth in ("silent", "stepped"):
+            for moments in ("zero", "measured"):
+                cells = [
+                    f"{one['worst of seeds']:.3f}"
+                    for one in rows
+                    if (one["birth"], one["moments"]) == (birth, moments)
+                ]
+                what = "zeros" if moments == "zero" else moments
+                start = f"| {name} | {rows[0]['seeds']} | {birth} | {what} | "
+                yield start + " | ".join(cells) + " |"
+    yield "\nMean length of the gradient of new units' incoming weights over that of old ones, 20 steps after the birth"
+    yield "(averages measured), silent / stepped:\n"
+    yield "| optimizer | " + " | ".join(f"{one} steps" for one in whens) + " |"
+    yield "|" + "---|" * (1 + len(whens))
+    for name, rows in found["optimizers"].items():
+        parity = {
+            (one["when"], one["birth"]): one["parity"] for one in rows if one["moments"] != "zero"
+        }
+        cells = [f"{parity[one, 'silent']:.2f} / {parity[one, 'stepped']:.2f}" for one in whens]
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     """Write the page."""
     found = json.loads(STORED.read_text())
@@ -77,6 +124,7 @@ def main() -> None:
         START.format(before=before, after=after, run=len(found["optimizers"])),
         *counts(found),
         *lists(found),
+        *late(json.loads(LATE.read_text())),
     ]
     (HERE / "optimizers.md").write_text("\n".join(parts) + "\n")
 

@@ -18,7 +18,7 @@ from senn.surgery.newborn_state import GradientMoments
 MINIBATCHES = 16
 """Number of minibatches: a variance is known to a third then, and a second moment's root to a sixth."""
 
-FEWEST, MOST = 8, 1024
+FEWEST, MOST = 2, 1024
 """Fewest samples of a minibatch, and most of all: what is measured costs less than what is scored."""
 
 
@@ -89,6 +89,11 @@ def _gradients(
         loss = share * session.metric.loss(outputs, targets, weights)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)
     return [
-        torch.zeros_like(one) if gradient is None else gradient.detach()
+        torch.zeros_like(one) if gradient is None else _finite(gradient)
         for one, gradient in zip(parameters, found, strict=True)
     ]
+
+
+def _finite(gradient: Tensor) -> Tensor:
+    """Return a gradient, zero where it isn't finite: a state with NaN would never recover."""
+    return gradient.detach().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -81,6 +81,11 @@ class Trial:
         memo: dict[int, Any] = {id(one): other for one, other in self.stand_ins.items()}
         if not keep_state:
             memo |= {id(state): defaultdict(dict) for _, state in layers.states}
+        for _, state in layers.states:
+            for one, entry in state.items():
+                # Of parameters that are in no group here it is of no use, and may be large.
+                if isinstance(one, nn.Parameter) and one not in values and isinstance(entry, dict):
+                    memo[id(entry)] = {}
         views = _Views(layers, self.stand_ins)
         memo |= views.of_stand_ins
         # Not `copy.deepcopy` of the optimizer, whose `__getstate__` leaves out what subclasses add.

@@ -160,7 +160,7 @@ def _grown(
     """Yield second moments that have old and new entries, with the mask of the new ones."""
     for one, moments in found.items():
         for moment in moments:
-            new = moment.new(masks[one])
+            new = moment.new(masks[one]).to(moment.values.device)
             if new.any() and not new.all():
                 yield moment, new
 
@@ -172,8 +172,8 @@ def _fill(
 ) -> None:
     for one, moments in found.items():
         for moment, new in _grown({one: moments}, masks):
-            signal = moment.reduced(gradients[one].mean.double().square())
-            noise = moment.reduced(gradients[one].variance.double())
+            signal = moment.reduced(gradients[one].mean.double().square()).to(new.device)
+            noise = moment.reduced(gradients[one].variance.double()).to(new.device)
             if moment.mixed:
                 signal, noise = _block_means(signal, new), _block_means(noise, new)
             level = _Level.of(moment.values[~new].double(), signal[~new], noise[~new])
