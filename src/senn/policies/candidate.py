@@ -66,7 +66,7 @@ class Candidate:
         held_out_gain: gain of a step that was fitted on one fold of the samples, evaluated on the other.
         held_out_stderr: standard error of `held_out_gain` over the samples that it was evaluated on.
         eta: expansion score of the network, accepted candidates of this round included.
-        score_limit: lambda, which eta can't exceed.
+        score_limit: lambda, which eta of all parameters together can't exceed; the sum over the linear maps can.
         samples: number of training samples, for the price.
         loss_per_nat: change of the loss that is one nat per sample (`LossMetric.loss_per_nat`).
         dispersion: how much of the loss counts as one nat, for a loss that isn't known as a likelihood
