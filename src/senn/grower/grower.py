@@ -351,7 +351,7 @@ class Grower(GrowerSettings, GrowerMemory):
             examples=[*self._examples],
             rejections=self.rejections,
             failed=self._failed,
-            birth=self.birth or getattr(self.policy, "birth", "stepped"),
+            birth=self._birth(),
         ).apply()
         if applied is None:
             self._graph = former.without(self._failed)
@@ -384,3 +384,11 @@ class Grower(GrowerSettings, GrowerMemory):
         self.events += events
         self._open_round, self._new_entries = number, applied.new_entries
         return events
+
+    def _birth(self) -> BirthKind:
+        """How what this round adds begins: as its policy has it, unless the grower says otherwise."""
+        if self.birth is not None:
+            return self.birth
+        # A policy need not be a subclass of Policy.
+        chosen: BirthKind = getattr(self.policy, "birth", "stepped")
+        return chosen

@@ -182,7 +182,7 @@ def _of_units(
         by_unit = step.view(len(step), *columns.shape)
         # Of a map that reads the group twice, each unit's columns in both places lie side by side.
         sizes = [one.index.shape[1] * linear_map.kernel_numel for one in several]
-        for one, own in zip(several, by_unit.split(sizes, 2), strict=True):
+        for one, own in zip(several, torch.split(by_unit, sizes, 2), strict=True):
             index, dim = one.index.flatten(), linear_map.in_dim
             entries = NewEntries(
                 kind="widen",
@@ -315,7 +315,8 @@ def _behind_layer(linear: nn.Module, taken: Tensor) -> list[tuple[Tensor, Tensor
     matrix = weight.detach().double()
     size = taken.shape[0]
     # of a convolution the channels are dimension 1
-    found = [(weight, torch.tensordot(matrix, taken[:, :size], ([1], [0])).movedim(-1, 1))]
+    folded = torch.tensordot(matrix, taken[:, :size], ([1], [0])).movedim(-1, 1)
+    found: list[tuple[Tensor, Tensor]] = [(weight, folded)]
     if taken.shape[1] > size and (bias := getattr(linear, "bias", None)) is not None:
         # at the border of an image padding has no constant, which is left to training
         constant = torch.tensordot(matrix, taken[:, -1:], ([1], [0])).flatten(1).sum(1)
@@ -325,7 +326,7 @@ def _behind_layer(linear: nn.Module, taken: Tensor) -> list[tuple[Tensor, Tensor
 
 def _of_copy(pool: CandidatePool, move: Append, added: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Steps of the output weights of a copy of a block, and of output biases, which take back their mean effect."""
-    found = []
+    found: list[tuple[Tensor, Tensor]] = []
     for name, gains in pool.stream.gains_of(move.block).items():
         module = added.get_submodule(name)
         weight = module.get_parameter("weight")
