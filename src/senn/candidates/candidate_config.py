@@ -22,7 +22,7 @@ class CandidateConfig:
     """How many candidates of what kind a growth round samples.
 
     Args:
-        units: candidate units per channel group. None for as many as have 100,000 weights together, between 64 and 256,
+        units: candidate units per channel group. None for as many as have 200,000 weights together, between 64 and 256,
             and for the channels of convolutions at most a quarter as many as exist (but 8 at least).
         copy_fraction: fraction of the units that are perturbed copies of existing ones.
         data_direction_fraction: fraction of the others whose direction follows the data; the rest is uniform.
@@ -53,7 +53,7 @@ class CandidateConfig:
 
     units: int | None = None
     copy_fraction: float = 0.0
-    data_direction_fraction: float = 1.0
+    data_direction_fraction: float = 0.5
     residual_units: int = 16
     identity_bases: int | None = None
     ascent_steps: int = 0

@@ -89,15 +89,24 @@ class Birth:
         if not length:
             return 0.0, decrease
         silent, given = loss(), GIVEN * length
-        self.give(given)
-        fall = silent - loss()
+        self.give(length)
+        # At the full step: that is about as long as training makes outgoing weights.
         for positions in self.groups.values():
             balance(positions, loss)
+        self._shrink(GIVEN)
         # Written so that NaN fails: it compares as False. On a parabola so much of the best step brings so much of it.
-        if stepped and fall >= FULFILLED * (1 - (1 - GIVEN) ** 2) * decrease:
+        if stepped and silent - loss() >= FULFILLED * (1 - (1 - GIVEN) ** 2) * decrease:
             return given, decrease
         self.give(0.0)
         return 0.0, decrease
+
+    def _shrink(self, fraction: float) -> None:
+        """Leave a fraction of what entries have beyond their silent values."""
+        for one in self.steps:
+            silent = one.entries.silent
+            one.entries.write(
+                self.model, silent + fraction * (one.entries.read(self.model) - silent)
+            )
 
     def _without_compensation(self) -> Birth | None:
         """The same births with existing weights as they are; None where these take part in no insertion.
