@@ -64,7 +64,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Recipe": {
         "hidden": ((0,), (2.5,), 3),
-        "shortcut": (1, None),
+        "shortcut": (1,),
         "activation": ("swoosh", nn.ReLU()),
         "optimizer": ("", None),
         "lr": (0.0, -1),

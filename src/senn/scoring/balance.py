@@ -8,6 +8,7 @@ and biases times s and outgoing weights over s give the same function, and s is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -20,56 +21,83 @@ ROUNDING = 1e-5
 """Relative change of the loss that is taken for rounding: a unit that isn't homogeneous changes it by more."""
 
 
-def balance(positions: Sequence[NewPositions], loss: Callable[[], float]) -> bool:
+def elders_ratio(positions: Sequence[NewPositions]) -> float:
+    """Return the length of the incoming weights of a group's existing units over that of their outgoing ones.
+
+    Args:
+        positions: where the new units stand.
+
+    Returns:
+        Ratio of the median lengths; NaN where there are none.
+    """
+    incoming, outgoing = _weights(positions, "producer"), _weights(positions, "consumer")
+    if not incoming or not outgoing:
+        return math.nan
+    below = _elders_length(outgoing)
+    return _elders_length(incoming) / below if below else math.nan
+
+
+def balance(positions: Sequence[NewPositions], ratio: float, loss: Callable[[], float]) -> bool:
     """Balance the new units of a group, unless that changes the loss.
 
     Args:
         positions: where the units stand, with their natural step in the outgoing weights.
+        ratio: of the lengths of incoming and outgoing weights; not above 0, or NaN, leaves them as they are.
         loss: loss of the model as it is.
 
     Returns:
         True if they are balanced now; otherwise everything is as it was.
     """
-    incoming = [one for one in positions if one.coupled.role == "producer"]
-    outgoing = [one for one in positions if one.coupled.role == "consumer"]
-    # A bias has no direction: it follows its weights.
-    weights = [one for one in incoming if one.tensor.dim() > 1]
-    if not weights or not outgoing:
+    if not ratio > 0:
         return False
-    new_in, old_in = _lengths(weights)
-    new_out, old_out = _lengths(outgoing)
-    if not bool((new_in > 0).all()) or not old_in > 0 or not old_out > 0:
-        return False
-    scale = (old_in / old_out * new_out / new_in).sqrt()
+    scale = (
+        ratio
+        * _new_lengths(_weights(positions, "consumer"))
+        / _new_lengths(_weights(positions, "producer"))
+    ).sqrt()
     # A unit without a step stays as it is.
     scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
     before = loss()
     with _kept_unless_confirmed(positions) as confirm:
-        for one in incoming:
-            _multiply(one, scale)
-        for one in outgoing:
-            _multiply(one, 1 / scale)
+        for one in positions:
+            if one.coupled.role == "producer":
+                _multiply(one, scale)
+            elif one.coupled.role == "consumer":
+                _multiply(one, 1 / scale)
         if abs(loss() - before) <= ROUNDING * abs(before):
             confirm()
             return True
     return False
 
 
-def _lengths(several: Sequence[NewPositions]) -> tuple[Tensor, float]:
-    """Lengths of each new unit's weights, (units,), and the median length of the others'."""
-    new: Tensor | float = 0.0
-    old: Tensor | float = 0.0
+def _weights(positions: Sequence[NewPositions], role: str) -> list[NewPositions]:
+    # A bias has no direction: it follows its weights.
+    return [one for one in positions if one.coupled.role == role and one.tensor.dim() > 1]
+
+
+def _squares(one: NewPositions) -> Tensor:
+    """Squared length of the weights at each position, (positions,)."""
+    rows = one.tensor.detach().movedim(one.coupled.dim, 0).flatten(1)
+    return rows.double().square().sum(1).cpu()
+
+
+def _new_lengths(several: Sequence[NewPositions]) -> Tensor:
+    """Length of each new unit's weights, (units,)."""
+    squares = [_squares(one)[one.index].sum(1) for one in several]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _elders_length(several: Sequence[NewPositions]) -> float:
+    """Median length of an existing unit's weights."""
+    total = 0.0
     for one in several:
-        rows = one.tensor.detach().movedim(one.coupled.dim, 0).flatten(1).double().square().sum(1)
-        own = one.index.flatten().to(rows.device)
-        is_old = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-        is_old[own] = False
-        k = one.index.shape[1]
-        new = new + rows[own].view(-1, k).sum(1).cpu()
-        # A position of an existing unit, times its number of positions.
-        old = old + (k * rows[is_old].median().cpu() if bool(is_old.any()) else 0.0)
-    assert isinstance(new, Tensor)
-    return new.sqrt(), float(torch.as_tensor(old).sqrt())
+        squares = _squares(one)
+        is_old = torch.ones(len(squares), dtype=torch.bool)
+        is_old[one.index.flatten()] = False
+        if is_old.any():
+            # of a position, times a unit's number of positions
+            total += one.index.shape[1] * float(squares[is_old].median())
+    return total**0.5
 
 
 def _multiply(one: NewPositions, scale: Tensor) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from senn.collectives import Communicator
-from senn.scoring.balance import balance
+from senn.scoring.balance import balance, elders_ratio
 from senn.scoring.birth_steps import BirthStep
 from senn.surgery.reindex import NewPositions
 
@@ -89,10 +89,12 @@ class Birth:
         if not length:
             return 0.0, decrease
         silent, given = loss(), GIVEN * length
+        # Before the step, which the weights of existing units take back a part of.
+        ratios = [elders_ratio(positions) for positions in self.groups.values()]
         self.give(length)
         # At the full step: that is about as long as training makes outgoing weights.
-        for positions in self.groups.values():
-            balance(positions, loss)
+        for positions, ratio in zip(self.groups.values(), ratios, strict=True):
+            balance(positions, ratio, loss)
         self._shrink(GIVEN)
         # Written so that NaN fails: it compares as False. On a parabola so much of the best step brings so much of it.
         if stepped and silent - loss() >= FULFILLED * (1 - (1 - GIVEN) ** 2) * decrease:
