@@ -23,8 +23,9 @@ START = """# Does the score choose better than chance?
 
 Made by `python docs/criteria_page.py` from `benchmarks/results/criteria.json`, which these commands write, run by run;
 what is there is not run again. SENN_DATA names the folder with the public sets. Arms, births and seeds that
-haven't run are missing here; tables say how many seeds each has. The runs that are stored are of commit e6ca3d4; what
-has changed since then in births and optimizer state moves single losses by a few per cent.
+haven't run are missing here; tables say how many seeds each has. The runs that are stored are of commit e6ca3d4, whose
+draw was of directions along the data alone; births, the draw and optimizer state have changed since then, so that the
+commands give other figures now.
 
     python benchmarks/criteria.py --births stepped --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --births silent own --out benchmarks/results/criteria.json
