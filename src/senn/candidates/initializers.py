@@ -256,11 +256,11 @@ def draw_units(
     # d entries of variance 1 / (3 d): uniform in +-1 / sqrt(d)
     weight = weight * 3**-0.5
     following = weight[: round(data_direction_fraction * count)]
-    # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
-    deviation = (x @ following.mT).std(0, correction=0).clamp_min(MIN_SPREAD)
     # of uniform directions of length 1 / sqrt(3), the root of the mean square
     usual = (x.var(0, correction=0).mean() / 3).sqrt()
-    if usual > 0:
+    if len(following) and usual > 0:
+        # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
+        deviation = (x @ following.mT).std(0, correction=0).clamp_min(MIN_SPREAD)
         following *= (usual / deviation)[:, None]
     z = x @ weight.mT
     noise = torch.randn(count, generator=generator, dtype=x.dtype)

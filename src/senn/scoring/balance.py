@@ -97,7 +97,7 @@ def _elders_length(several: Sequence[NewPositions]) -> float:
         if is_old.any():
             # of a position, times a unit's number of positions
             total += one.index.shape[1] * float(squares[is_old].median())
-    return total**0.5
+    return math.sqrt(total)
 
 
 def _multiply(one: NewPositions, scale: Tensor) -> None:

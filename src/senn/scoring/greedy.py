@@ -16,7 +16,7 @@ CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
 """Figures by which units are chosen: one for `PricePolicy`, the other for the paper's rule (section 3.3)."""
 
 SHORTLIST = 32
-"""Units of the largest gain whose held-out gain, which needs rows, is computed.
+"""Units of the largest bound whose held-out gain, which needs rows, is computed.
 
 The cost of a choice grows with it; a much shorter list may miss the best unit, since noise reorders the gains.
 """
@@ -141,9 +141,7 @@ def _figures(consumers: Sequence[Consumer], units: Tensor) -> Tensor:
         gain = consumer.layer_gains.gain(columns, consumer.output_basis)
         bound = consumer.layer_gains.gain_lower_bound(columns, consumer.output_basis)
         total[:_HELD_OUT] += torch.stack([gain, bound])
-    # the unit of the largest bound is on the list in any case: it may be chosen by that
-    largest = total[_GAIN].topk(min(SHORTLIST, len(units))).indices
-    listed = torch.cat([largest, total[_BOUND].argmax()[None]])
+    listed = total[_BOUND].topk(min(SHORTLIST, len(units))).indices
     held_out = torch.zeros(2, len(listed), dtype=torch.float64)
     for consumer in consumers:
         columns = consumer.columns[units[listed]]
@@ -154,8 +152,16 @@ def _figures(consumers: Sequence[Consumer], units: Tensor) -> Tensor:
 
 
 def _worth(figures: Tensor, criterion: Criterion) -> Tensor:
-    """Figure to choose units by, (n,); a held-out gain counts less its standard error."""
+    """Figure to choose units by, (n,); a held-out gain counts less its standard error, times what is new in a unit.
+
+    A gain is the same whatever the size of what is new: a natural step stretches that as far as it takes. Training
+    doesn't, so of two units with one gain the better one is that of which more is new. Of a single column the lower
+    bound over the gain is just that share, of what the existing units don't predict of it.
+    """
     if criterion == "gain_lower_bound":
         return figures[_BOUND]
     # the best of many units is partly the luckiest one
-    return figures[_HELD_OUT] - figures[_STDERR]
+    worth = figures[_HELD_OUT] - figures[_STDERR]
+    share = figures[_BOUND] / figures[_GAIN].clamp_min(1e-300)
+    # what costs a standard error isn't made up for by being small
+    return torch.where(worth > 0, worth * share.clamp(0, 1), worth)

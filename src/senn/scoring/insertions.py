@@ -149,7 +149,7 @@ class Insertions:
     def through(self, point: str, layer: IdentityLayer) -> Tensor:
         """Where each feature of an identity insertion enters the map's outputs, whitened, (m, columns)."""
         # A unit h of the new layer reaches z through W B^-1, whitened by L^T with S = L L^T.
-        mixed = self.whitened_weight(point) @ torch.linalg.inv(layer.weight.double())
+        mixed: Tensor = self.whitened_weight(point) @ torch.linalg.inv(layer.weight.double())
         return mixed.repeat_interleave(layer.columns_per_unit, 1)
 
     def whitened_weight(self, point: str) -> Tensor:
