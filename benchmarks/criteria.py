@@ -40,6 +40,9 @@ from senn.policies import Candidate, Criterion
 WHEN = {"early": (0.05, 0.1, 0.15, 0.2), "late": (0.5, 0.54, 0.58, 0.62)}
 """Births, as fractions of all steps; each brings a quarter of the units."""
 
+PARITY_AFTER = 20
+"""Steps after a birth at which gradients of new and old units are compared."""
+
 Make = Callable[[Task], Initializer | None]
 
 
@@ -168,6 +171,8 @@ class Run:
         self.training_flops = self.looking_flops = self._step_flops = 0.0
         self.training_seconds = self.looking_seconds = 0.0
         self.jumps: list[float] = []
+        self.parity: list[float] = []
+        self.former: dict[str, int] = {}
         self.steps = task.steps
         if flops is not None:
             self.steps = round(flops / self._measured_step(torch.arange(task.batch)))
@@ -180,19 +185,35 @@ class Run:
         batches = self.task.batches(self.seed)
         for step in range(self.steps):
             if step in self.rounds:
+                self.former = self._widths()
                 self._grow()
             self._step(next(batches), step)
-        widths = {name: len(self.model.get_submodule(name).weight) for name in self.task.start}
+            if step - PARITY_AFTER in self.rounds:
+                self.parity.append(self._gradient_ratio())
         return {
             **self.task.figures(self.model),
-            "widths": [*widths.values()],
+            "widths": [*self._widths().values()],
             "steps": self.steps,
             "jumps": self.jumps,
+            "parity": self.parity,
+            "promised": [event.expected_decrease for event in self.grower.events],
+            "realized": [event.realized_decrease for event in self.grower.events],
             "training flops": self.training_flops,
             "looking flops": self.looking_flops,
             "training seconds": self.training_seconds,
             "looking seconds": self.looking_seconds,
         }
+
+    def _widths(self) -> dict[str, int]:
+        return {name: len(self.model.get_submodule(name).weight) for name in self.task.start}
+
+    def _gradient_ratio(self) -> float:
+        """Length of the gradient of new units' incoming weights over that of the others', mean over places."""
+        ratios = []
+        for name, count in self.former.items():
+            lengths = self.model.get_submodule(name).weight.grad.flatten(1).norm(dim=1)
+            ratios.append(float(lengths[count:].mean() / lengths[:count].mean()))
+        return sum(ratios) / len(ratios)
 
     def _make_grower(self) -> senn.Grower:
         task = self.task

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from criteria_promises import promises
 from criteria_twins import variants, winner
 from results import stored, table
 
@@ -23,9 +24,7 @@ START = """# Does the score choose better than chance?
 
 Made by `python docs/criteria_page.py` from `benchmarks/results/criteria.json`, which these commands write, run by run;
 what is there is not run again. SENN_DATA names the folder with the public sets. Arms, births and seeds that
-haven't run are missing here; tables say how many seeds each has. The runs that are stored are of commit e6ca3d4, whose
-draw was of directions along the data alone; births, the draw and optimizer state have changed since then, so that the
-commands give other figures now.
+haven't run are missing here; tables say how many seeds each has.
 
     python benchmarks/criteria.py --births stepped --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --births silent own --out benchmarks/results/criteria.json
@@ -49,7 +48,7 @@ TASKS = {
 }
 
 ARMS = {
-    "score": "the library: 64 to 256 units drawn along the data's directions (channels: 8), chosen by held-out gain",
+    "score": "the library: 64 to 256 units drawn, half along the data, chosen by held-out gain times what is new",
     "lower bound": "the same, chosen by the lower bound of the gain (Theorem 3.2)",
     "random units": "units of the same draw, not chosen",
     "torch": "units as PyTorch initializes layers",
@@ -305,7 +304,7 @@ def main() -> None:
     records = [one for one in everything if not one["arm"].startswith("oracle")]
     arms = table(("units from", "what"), [*ARMS.items()])
     parts = [START, arms, ""]
-    for section in (findings, summary, births, task_tables, looking):
+    for section in (findings, summary, promises, births, task_tables, looking):
         parts += section(records)
     parts += [*oracle(everything), *winner(), *variants()]
     (HERE / "criteria.md").write_text("\n".join(parts).rstrip() + "\n")
