@@ -203,13 +203,59 @@ MUTANTS = [
         _SCORING,
         (
             "an identity insertion through the whitener, not transposed",
-            "mixed = whiten_weights(layer_gains.whitener, weight)",
-            "mixed = (layer_gains.whitener @ weight)",
+            "return whiten_weights(self.layer_gains[point].whitener, self._weight(point))",
+            "return self.layer_gains[point].whitener @ self._weight(point)",
         ),
         (
             "an identity insertion without the inverse of its base",
-            "mixed = whiten_weights(layer_gains.whitener, weight) @ torch.linalg.inv(",
-            "mixed = whiten_weights(layer_gains.whitener, weight) @ torch.as_tensor(",
+            "self.whitened_weight(point) @ torch.linalg.inv(layer.weight.double())",
+            "self.whitened_weight(point) @ layer.weight.double()",
+        ),
+    ),
+    *_mutants(
+        "scoring/birth_steps.py",
+        ("tests/scoring/test_births.py",),
+        (
+            "existing columns give what they should take back",
+            "taken = -step @ prediction(gains, columns.flatten()).mT",
+            "taken = step @ prediction(gains, columns.flatten()).mT",
+        ),
+        (
+            "a birth's length of the wrong fold",
+            "before.fit = gains.first_fit",
+            "before.fit = gains.held_out",
+        ),
+    ),
+    *_mutants(
+        "scoring/births.py",
+        ("tests/scoring/test_births.py",),
+        (
+            "a birth that all rows contradict is kept",
+            "if stepped and keeps:",
+            "if stepped:",
+        ),
+        (
+            "a parabola's vertex on the wrong side",
+            "return b - ((b - a) * left",
+            "return b + ((b - a) * left",
+        ),
+    ),
+    *_mutants(
+        "scoring/ablation.py",
+        ("tests/scoring/test_births.py",),
+        (
+            "units go and nothing takes over",
+            "change = -weight[:, gone] @ taken",
+            "change = 0 * weight[:, gone] @ taken",
+        ),
+    ),
+    *_mutants(
+        "scoring/greedy.py",
+        ("tests/scoring/test_births.py",),
+        (
+            "units are chosen however little of them is new",
+            "worth * share.clamp(0, 1)",
+            "worth",
         ),
     ),
     *_mutants(

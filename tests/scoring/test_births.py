@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import senn
-from senn.scoring import births
+from senn.scoring import births, greedy
 from senn.scoring.balance import balance, elders_ratio
 from senn.scoring.births import Birth
 
@@ -208,3 +208,10 @@ def test_a_birth_that_all_rows_contradict_is_silent(monkeypatch):
     _, (event,) = grown(model, Stepped("widen", 3))
     assert event.step_length == 0
     torch.testing.assert_close(model(X), outputs)
+
+
+def test_of_two_units_with_one_gain_the_one_is_chosen_of_which_more_is_new():
+    # rows: gain, lower bound, held-out gain, standard error; the last unit doesn't hold out
+    figures = torch.tensor([[1.0, 1.0, 4.0], [0.1, 0.6, 4.0], [0.8, 0.7, 0.1], [0.1, 0.1, 0.2]])
+    worth = greedy._worth(figures.double(), "held_out_gain")
+    torch.testing.assert_close(worth, torch.tensor([0.07, 0.36, -0.1]).double())
