@@ -121,19 +121,19 @@ class LoggerCallback(Callback):
                 logger.log_metrics(finite, int(record["step"]))
 
     def _realized(self) -> list[tuple[int, float]]:
-        """Return, of each change whose realized decrease is known, its step and the decrease."""
+        """Return, of each round whose realized decrease is known, its step and the sum over its changes."""
         # Rounds have that field too, for the changes of the round before.
         changes = [one for one in self.history if one["event"] == "growth"]
-        return [
-            (one["step"], one["realized_decrease"])
-            for one in changes
-            if one["realized_decrease"] is not None
-        ]
+        sums: dict[int, float] = {}
+        for one in changes:
+            if one["realized_decrease"] is not None:
+                sums[one["step"]] = sums.get(one["step"], 0.0) + one["realized_decrease"]
+        return [*sums.items()]
 
     def _log_realized(self) -> None:
         """Log what came of the changes of a round, which is known only at the next one, at the step of the change."""
         for step, value in self._realized():
-            if step not in self._logged_realized:  # all changes of a round have one value
+            if step not in self._logged_realized:
                 self._logged_realized.add(step)
                 self._log_scalars({"step": step}, {"growth/realized_decrease": value})
 

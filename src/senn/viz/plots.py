@@ -166,7 +166,7 @@ def _plot_losses(axes: Axes, epochs: Records, growth: Records) -> None:
 
 
 def _plot_decreases(axes: Axes, growth: Records) -> None:
-    """Plot expected and realized decreases, summed over a round: only their sum can be measured."""
+    """Plot expected and realized decreases, summed over a round."""
     # Linear below a thousandth: a lower threshold would give decades of the axis to noise.
     axes.set_yscale(
         "symlog", linthresh=1e-3
@@ -176,11 +176,12 @@ def _plot_decreases(axes: Axes, growth: Records) -> None:
     expected: dict[int, float] = {}
     for record in growth:
         expected[record["step"]] = expected.get(record["step"], 0.0) + record["expected_decrease"]
-    realized = {
-        record["step"]: record["realized_decrease"]
-        for record in growth
-        if record.get("realized_decrease") is not None
-    }
+    realized: dict[int, float] = {}
+    for record in growth:
+        if record.get("realized_decrease") is not None:
+            realized[record["step"]] = (
+                realized.get(record["step"], 0.0) + record["realized_decrease"]
+            )
     for values, label, style in ((expected, "expected", _RING), (realized, "realized", _CROSS)):
         if values:
             axes.scatter(list(values), list(values.values()), label=label, **style)

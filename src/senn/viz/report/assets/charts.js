@@ -101,10 +101,15 @@ function etaRows(stories) {
     return rounds.flatMap(({ record, step, epoch }) => maps.map((series) => ({ step, epoch, series, value: (record.eta_by_map || {})[series] ?? 0 })));
   });
 }
+/** What the additions of a round have brought, each measured by itself; undefined until that is known. */
+function realizedOf(round) {
+  const values = round.changes.map((change) => change.realized_decrease).filter(known);
+  return values.length ? values.reduce((sum, value) => sum + value, 0) : undefined;
+}
 function decreaseRows(stories) {
-  return stories.flatMap((story) => story.rounds.filter((round) => round.changes.length && known(round.changes[0].realized_decrease)).map((round) => ({
+  return stories.flatMap((story) => story.rounds.filter((round) => known(realizedOf(round))).map((round) => ({
     step: round.step, series: story.name, kind: kindOf(round), text: round.changes.map(changed).join("; "),
-    expected: round.changes.reduce((sum, change) => sum + (change.expected_decrease || 0), 0), realized: round.changes[0].realized_decrease,
+    expected: round.changes.filter((change) => known(change.realized_decrease)).reduce((sum, change) => sum + (change.expected_decrease || 0), 0), realized: realizedOf(round),
   })));
 }
 function diagonal(rows) {
@@ -138,7 +143,7 @@ function charts(stories) {
     curve("flops", "Operations", "Floating-point operations of a forward pass, per sample.", [...stories.filter((one) => one.start && known(one.start.flops)).map((one) => ({ step: 0, epoch: 0, value: one.start.flops, series: one.name })), ...epochRows(stories, "flops")], { y: "FLOPs", counted: true, colors: several ? null : ["var(--c5)"] }),
     curve("eta", several ? "Expansion score η" : "Expansion score η, by linear map", "Twice the decrease of the loss that a full natural-gradient step is expected to bring, at each round.", eta,
       { y: "η", area: !several, stepped: true, series: maps }),
-    { key: "decreases", title: "Expected and realized decrease", about: "Decrease of the loss expected of each round, and the decrease measured at the next one. On the dotted line they agree; above it the loss fell further than expected.",
+    { key: "decreases", title: "Expected and realized decrease", about: "Decrease of the loss expected of each round, and what the new units bring at the next one: the loss without them less the loss with them. On the dotted line they agree; above it they bring more than expected.",
       spec: calibration(stories), data: { curve: decreases, diagonal: diagonal(decreases) }, rows: decreases,
       table: (rows) => asTable(rows, [["step", (row) => count(row.step)], [several ? "run" : "change", (row) => (several ? row.series : row.text)], ["expected", (row) => signed(row.expected)], ["realized", (row) => signed(row.realized)]]) },
   ];

@@ -13,7 +13,7 @@ const CANDIDATE_COLUMNS = [
 ];
 const CHANGE_COLUMNS = [
   { name: "change", left: true }, { name: "width" }, { name: "parameters" }, { name: "gain η" }, { name: "held-out η ± error" }, { name: "expected" }, { name: "price" },
-  { name: "realized", title: "measured decrease of the loss until the next round, for all changes of this one together" }, { name: "loss before" }, { name: "loss after" },
+  { name: "realized", title: "at the next round, the loss without what was added less the loss with it" }, { name: "loss before" }, { name: "loss after" },
   { name: "outputs moved", title: "largest relative change of an output at the moment of the change" },
 ];
 
@@ -61,7 +61,7 @@ function roundSummary(story, round) {
   const price = changes.reduce((sum, one) => sum + (one.price || 0), 0);
   const removals = changes.every((one) => one.kind === "prune");
   const worth = removals ? `costs ${num(-expected)} nats, saves a price of ${num(-price)}` : `expected decrease ${signed(expected)} nats for a price of ${num(price)}`;
-  const figures = changes.length ? `${worth}${known(changes[0].realized_decrease) ? `, realized ${signed(changes[0].realized_decrease)}` : ""}` : "";
+  const figures = changes.length ? `${worth}${known(realizedOf({ changes })) ? `, realized ${signed(realizedOf({ changes }))}` : ""}` : "";
   const moves = record && record.moves ? `considered ${record.moves.map((move) => MOVES[move] || move).join(", ")}` : "";
   const notes = [figures, record ? closest(story, round) : "", changes.length ? "" : moves].filter(Boolean).join(" · ");
   const state = changes.length ? kindOf(round) : round.rollbacks.length ? "rollback" : "nothing";

@@ -45,7 +45,9 @@ class Story {
         round.record = record;
         if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId); // unknown before
         const last = this.rounds[this.rounds.length - 2];
-        if (last && known(record.realized_decrease)) for (const change of last.changes) change.realized_decrease = record.realized_decrease;
+        const added = last ? last.changes.filter((change) => change.kind !== "prune") : [];
+        // live, changes were recorded before theirs was known: the sum then stands with the first one
+        if (added.length && known(record.realized_decrease) && !added.some((change) => known(change.realized_decrease))) added[0].realized_decrease = record.realized_decrease;
       }
       else if (record.event === "growth") {
         if (!round || round.step !== record.step) begin(record);
