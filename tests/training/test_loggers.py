@@ -89,7 +89,8 @@ def expected(history):
             }
             found["senn/parameters", step] = record["size"]
             if record["realized_decrease"] is not None:
-                found["senn/growth/realized_decrease", step] = record["realized_decrease"]
+                key = "senn/growth/realized_decrease", step
+                found[key] = found.get(key, 0.0) + record["realized_decrease"]
     return found
 
 

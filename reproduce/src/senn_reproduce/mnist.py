@@ -157,11 +157,12 @@ class Course:
         self.units.append(units)
 
     def largest(self) -> dict[str, float]:
-        """Return the largest changes, either way, at rounds that only added."""
+        """Return the largest changes for the worse at rounds that only added."""
         added = [growth for growth in self.growths if growth["kind"] != "prune"]
+        worse = {"loss_change": 1.0, "accuracy_change": -1.0}
         return {
-            name: max((abs(growth[name]) for growth in added), default=0.0)
-            for name in ("loss_change", "accuracy_change")
+            name: max((sign * growth[name] for growth in added), default=0.0)
+            for name, sign in worse.items()
         }
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from senn._validate import Rule
+from senn.errors import DivergenceError
 
 __all__ = [
     "DataDirections",
@@ -258,6 +259,10 @@ def draw_units(
     following = weight[: round(data_direction_fraction * count)]
     # of uniform directions of length 1 / sqrt(3), the root of the mean square
     usual = (x.var(0, correction=0).mean() / 3).sqrt()
+    if not usual.isfinite():
+        raise DivergenceError(
+            "the activations hold NaN or infinity, or are too large to be squared"
+        )
     if len(following) and usual > 0:
         # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
         deviation = (x @ following.mT).std(0, correction=0).clamp_min(MIN_SPREAD)

@@ -22,7 +22,7 @@ from senn.kfac.whitening import whiten_weights
 from senn.nn import Rational
 from senn.scoring.gains import LayerGains
 from senn.scoring.pool import CandidatePool
-from senn.surgery import Append, Insert, Receipt, Widen
+from senn.surgery import Append, Insert, Prune, Receipt, Widen
 from senn.surgery.moves import place_of
 from senn.surgery.reindex import NewPositions
 
@@ -178,6 +178,8 @@ def _of_units(
         else:
             step, _ = joint_step(gains, columns.flatten())
             taken = -step @ prediction(gains, columns.flatten()).mT
+            kept = _kept_outputs(pool, receipt, linear_map, len(step))
+            step, taken = step[kept], taken[kept]
             found += _of_elders(pool.model, receipt, linear_map, several, taken)
         by_unit = step.view(len(step), *columns.shape)
         # Of a map that reads the group twice, each unit's columns in both places lie side by side.
@@ -196,6 +198,22 @@ def _of_units(
             values = like_weight(own.flatten(1), linear_map, entries.silent, outputs)
             found.append(BirthStep(entries=entries, step=values))
     return found
+
+
+def _kept_outputs(
+    pool: CandidatePool, receipt: Receipt, linear_map: LinearMap, count: int
+) -> Tensor:
+    """Return which of a map's rows, of `count` before the round, are still there: it may have lost units as well."""
+    is_kept = torch.ones(count, dtype=torch.bool)
+    for move in receipt.moves:
+        if isinstance(move, Prune):
+            for coupled in pool.graph.group(move.group).dims:
+                if (coupled.name, coupled.dim) == (linear_map.weight, linear_map.out_dim):
+                    gone = coupled.index[list(move.units)].flatten()
+                    # a row for each output and kernel position of a transposed convolution
+                    rows = count // pool.outputs[linear_map.weight]
+                    is_kept[(gone[:, None] * rows + torch.arange(rows)).flatten()] = False
+    return is_kept.nonzero().flatten()
 
 
 def _of_elders(
