@@ -94,10 +94,6 @@ def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(
     # Its first rounds were those of a version whose units were born without a step.
     assert len(resumed.results["architecture"]) == len(whole.results["architecture"])
     assert len(resumed.history) > len(before)
-    for one, other in zip(resumed.history, whole.history, strict=False):
-        # Records that version 1 has written lack what has been added since.
-        assert other.keys() - one.keys() <= {"samples_known", "unit", "step_length"}
-        assert one.keys() <= other.keys()
 
 
 def test_the_options_of_an_old_run_cannot_be_changed(interrupted, capsys):

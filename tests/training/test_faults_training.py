@@ -51,7 +51,7 @@ def test_statistics_that_explode_cost_their_round():
     run = fit(SATURATED, x, callback=(heard := Heard()))
     faults = [record for record in run.history if record["event"] == "fault"]
     assert [record["text"] for record in faults] == [
-        "the round was skipped: a curvature factor holds NaN or infinity: the network or its loss has diverged"
+        "the round was skipped: the activations hold NaN or infinity, or are too large to be squared"
     ] * len(faults)
     assert len(faults) == 4
     assert heard.faults == faults

@@ -141,7 +141,9 @@ def _figures(consumers: Sequence[Consumer], units: Tensor) -> Tensor:
         gain = consumer.layer_gains.gain(columns, consumer.output_basis)
         bound = consumer.layer_gains.gain_lower_bound(columns, consumer.output_basis)
         total[:_HELD_OUT] += torch.stack([gain, bound])
-    listed = total[_BOUND].topk(min(SHORTLIST, len(units))).indices
+    largest = total[_BOUND].topk(min(SHORTLIST, len(units))).indices
+    # where all are alike, another one may be called the largest
+    listed = torch.cat([largest, total[_BOUND].argmax()[None]])
     held_out = torch.zeros(2, len(listed), dtype=torch.float64)
     for consumer in consumers:
         columns = consumer.columns[units[listed]]
