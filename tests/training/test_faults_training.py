@@ -50,9 +50,8 @@ def test_statistics_that_explode_cost_their_round():
     x[::7] = 1e25
     run = fit(SATURATED, x, callback=(heard := Heard()))
     faults = [record for record in run.history if record["event"] == "fault"]
-    assert [record["text"] for record in faults] == [
-        "the round was skipped: the activations hold NaN or infinity, or are too large to be squared"
-    ] * len(faults)
+    assert all("the round was skipped: " in record["text"] for record in faults)
+    assert all("NaN or infinity" in record["text"] for record in faults)
     assert len(faults) == 4
     assert heard.faults == faults
     assert not [record for record in run.history if record["event"] == "growth_round"]
