@@ -217,8 +217,8 @@ MUTANTS = [
         ("tests/scoring/test_births.py",),
         (
             "existing columns give what they should take back",
-            "taken = -step @ prediction(gains, columns.flatten()).mT",
-            "taken = step @ prediction(gains, columns.flatten()).mT",
+            "taken = -step @ prediction(gains, own).mT\n        found",
+            "taken = step @ prediction(gains, own).mT\n        found",
         ),
         (
             "a birth's length of the wrong fold",
@@ -245,8 +245,8 @@ MUTANTS = [
         ("tests/scoring/test_births.py",),
         (
             "units go and nothing takes over",
-            "change = -weight[:, gone] @ taken",
-            "change = 0 * weight[:, gone] @ taken",
+            "= weight[:, gone] @ compensation(gains.inverse.dense, gone)",
+            "= 0",
         ),
     ),
     *_mutants(

@@ -64,6 +64,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Recipe": {
         "hidden": ((0,), (2.5,), 3),
+        "birth": ("loud", 1),
         "shortcut": (1,),
         "activation": ("swoosh", nn.ReLU()),
         "optimizer": ("", None),

@@ -11,7 +11,7 @@ from senn.kfac.loss_hessians import DiagonalHessian
 from senn.kfac.loss_metric import LossMetric
 
 G = torch.Generator().manual_seed(0)
-X = torch.randn(240, 4, generator=G)
+X = torch.randn(960, 4, generator=G)
 LABELS = (X[:, 0] * X[:, 1] + 0.5 * X[:, 2] > 0).long()
 NUMBERS = torch.stack([X[:, 0] * X[:, 1], X[:, 2].abs()], 1)
 
@@ -61,14 +61,11 @@ LOSSES = {
 }
 
 
-EASY = senn.PricePolicy(confidence=0.0)
-
-
-def _round(name, scale, moves=("width", "depth"), policy=None):
+def _round(name, scale, moves=("width", "depth")):
     loss, targets, given = LOSSES[name]
     scaled = loss if scale == 1 else (lambda y, t: scale * loss(y, t))
     model = net()
-    grower = senn.Grower(model, loss=scaled, samples=400, moves=moves, policy=policy, **given)
+    grower = senn.Grower(model, loss=scaled, samples=400, moves=moves, **given)
     return model, grower.grow([(X, targets)])
 
 
@@ -101,7 +98,6 @@ def test_a_hessian_of_another_unit_changes_no_decision(scale):
             net(),
             loss=loss,
             samples=400,
-            policy=EASY,
             moves=("width",),
             loss_hessian=lambda y, t: torch.ones_like(y),
         )
@@ -111,8 +107,8 @@ def test_a_hessian_of_another_unit_changes_no_decision(scale):
 
 
 def test_a_squared_error_of_ones_own_is_decided_on_as_the_known_one():
-    _, (own,) = _round("squared error", 1.0, moves=("width",), policy=EASY)
-    (known,) = senn.Grower(net(), loss=F.mse_loss, samples=400, moves=("width",), policy=EASY).grow(
+    _, (own,) = _round("squared error", 1.0, moves=("width",))
+    (known,) = senn.Grower(net(), loss=F.mse_loss, samples=400, moves=("width",)).grow(
         [(X, NUMBERS)]
     )
     assert (own.units, own.place) == (known.units, known.place)
@@ -315,13 +311,13 @@ def _dense_eta(model, batches, loss):
         A = a.T @ a / len(a)
         jacobian = back[name].expand(len(a), *back[name].shape[-2:])
         S = torch.einsum("nij,nkj->ik", jacobian, jacobian) / len(a)
-        total += float((gradient * torch.linalg.solve(S, gradient) @ torch.linalg.inv(A)).sum())
+        total += float((gradient * (torch.linalg.solve(S, gradient) @ torch.linalg.inv(A))).sum())
     return total
 
 
 def test_a_loss_of_pairs_has_the_true_eta_of_whole_batches():
     model = net()
-    batches = [X[:100], X[100:200]]
+    batches = [X[:480], X[480:]]
     grower = senn.Grower(
         model, loss=pairs, samples=400, moves=("width",), metric="euclidean", coupled=True
     )
@@ -330,7 +326,7 @@ def test_a_loss_of_pairs_has_the_true_eta_of_whole_batches():
         assert found == pytest.approx(float(pairs(model(x), None)), rel=1e-5)
     kappa = grower._session.metric.curvature
     grower.score_candidates()
-    assert grower.eta * kappa == pytest.approx(_dense_eta(model, batches, pairs), rel=0.1)
+    assert grower.eta * kappa == pytest.approx(_dense_eta(model, batches, pairs), rel=0.03)
 
 
 @pytest.mark.parametrize("ascent", [0, 3])
@@ -341,11 +337,11 @@ def test_losses_of_whole_batches_grow_a_network(ascent):
     batches = [(X[start : start + 60], LABELS[:60]) for start in (0, 60, 120, 180)]
     grower = senn.Grower(
         net(), loss=triplets, samples=400, moves=("width", "prune"), metric="euclidean", coupled=True,
-        candidate_config=senn.CandidateConfig(units=16, ascent_steps=ascent),
+        candidate_config=senn.CandidateConfig(units=16, ascent_steps=ascent), birth="silent",
     )  # fmt: skip
     events = grower.grow(batches)
     assert events[0].kind == "widen"
-    assert events[0].loss_after <= events[0].loss_before * (1 + 1e-5)
+    assert events[0].loss_before == pytest.approx(events[0].loss_after, rel=1e-5)
     assert events[0].loss_before == pytest.approx(
         float(triplets(net()(batches[-1][0]), None)), rel=1e-5
     )
@@ -377,7 +373,7 @@ def test_a_gaussian_with_a_learned_variance_grows(variances, full):
     model = MeanAndVariance(2, variances).double()
     x, target = X.double(), NUMBERS.double()
     loss = nn.GaussianNLLLoss(full=full)
-    grower = senn.Grower(model, None, loss, EASY, samples=400, moves=("width",))
+    grower = senn.Grower(model, None, loss, samples=400, moves=("width",))
     mean, variance = model(x)
     joined = grower.output(model(x))
     assert grower.metric.loss(joined, target).item() == pytest.approx(
@@ -396,7 +392,7 @@ def test_a_gaussian_with_a_learned_variance_grows(variances, full):
         expected = torch.autograd.grad(gradient.sum(), own, retain_graph=True)[0] * len(x)
         assert torch.allclose(part.detach(), expected)
     weights = torch.rand(len(x), dtype=torch.float64)
-    assert grower.grow([(x, target, weights)])
+    assert grower.grow([(x, target, weights)])[0].expected_decrease > 0
 
 
 def test_a_gaussian_needs_a_mean_and_a_variance():

@@ -61,15 +61,14 @@ def images(monkeypatch):
 
 
 def check_courses(records):
-    """Growing harmed nothing at that moment, and what is written down agrees with itself."""
+    """Growing changed nothing at that moment, and what is written down agrees with itself."""
     for record in records:
         course = record["course"]
         assert course["units"][-1] == record["units"] == sum(record["hidden"])
         assert course["accuracy"][-1] == pytest.approx(record["validation"]["accuracy"], abs=1e-5)
         assert course["steps"] == sorted(course["steps"])
         assert record["largest"]["loss_change"] < 1e-5
-        # a loss that falls may cost some of few validation rows
-        assert record["largest"]["accuracy_change"] <= 0.1
+        assert record["largest"]["accuracy_change"] <= 2e-3  # an output can round to the other side
         depth = any(growth["kind"] == "insert" for growth in course["growths"])
         assert not depth or record["arm"].endswith("depth")
     assert all(

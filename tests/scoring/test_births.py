@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import senn
 from senn.scoring import births, greedy
-from senn.scoring.balance import balance, elders_ratio
+from senn.scoring.balance import balance, existing_ratio
 from senn.scoring.births import Birth
 
 
@@ -29,9 +29,36 @@ def grown(model, policy, x=X, y=Y, **options):
     return grower, grower.grow([(x, y)])
 
 
+class TwoBranches(nn.Module):
+    """Two groups of units that one map reads side by side, the first ones last."""
+
+    def __init__(self, bias: bool) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 2), nn.Linear(64, 2)
+        self.last = nn.Linear(4, 1, bias=bias)
+
+    def units(self, x):
+        return torch.cat([self.second(x), self.first(x)], 1).tanh()
+
+    def forward(self, x):
+        return self.last(self.units(x))
+
+
+class EachPlace(Stepped):
+    """Two units for every place, in one round."""
+
+    def choose(self, candidates, accepted):
+        taken = [one.place for one in accepted]
+        fit = [one for one in candidates if one.kind == "widen" and taken.count(one.place) < 2]
+        return fit[0] if fit else None
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_step_of_full_length_is_the_dense_projection_of_the_gradient(monkeypatch, bias):
-    """Squared error: on the fitting rows z moves by minus dz, projected on what is new in the units' activations."""
+    """Squared error: on the fitting rows z moves by minus dz, projected on what is new in the units' activations.
+
+    For all new columns of a map together, whichever groups they belong to.
+    """
     for module in ("gains", "birth_steps", "residual_statistics"):
         monkeypatch.setattr(getattr(senn.scoring, module), "DAMPING", 1e-12)
     monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-12)
@@ -41,21 +68,40 @@ def test_a_step_of_full_length_is_the_dense_projection_of_the_gradient(monkeypat
         batch = loss.__self__.last_batch
         fit = slice(0, batch.count // 2)
         x, target = batch.inputs[fit], batch.targets[fit]
-        before = self.model(x)
+        before, silent = self.model(x), (self.model.last.weight == 0).flatten()
         self.give(1.0)
-        a = self.model[1](self.model[0](x))
-        old = torch.cat([a[:, :3], torch.ones(len(a), int(bias))], 1)
-        new = a[:, 3:] - old @ torch.linalg.lstsq(old, a[:, 3:]).solution
+        a = self.model.units(x)
+        assert silent.sum() == 4
+        old = torch.cat([a[:, ~silent], torch.ones(len(a), int(bias))], 1)
+        new = a[:, silent] - old @ torch.linalg.lstsq(old, a[:, silent]).solution
         projected = new @ torch.linalg.lstsq(new, before - target).solution
         seen.append((self.model(x) - before, -projected))
         return 1.0, 0.0
 
     monkeypatch.setattr(Birth, "perform", perform)
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(64, 3), nn.Tanh(), nn.Linear(3, 1, bias=bias)).double()
-    grown(model, Stepped("widen", 4), X.double(), Y[:, None].double(), loss=F.mse_loss)
+    model = TwoBranches(bias).double()
+    grown(model, EachPlace("widen"), X.double(), Y[:, None].double(), loss=F.mse_loss)
     ((moved, truth),) = seen
     torch.testing.assert_close(moved, truth, rtol=1e-5, atol=1e-6)
+
+
+def test_a_map_may_gain_columns_and_lose_outputs_in_one_round():
+    """Two units come below a map whose own units go: its columns have a step for the outputs that stay."""
+
+    class Both(Stepped):
+        def choose(self, candidates, accepted):
+            wanted = ("widen", "0") if len(accepted) < 2 else ("prune", "2")
+            fit = [one for one in candidates if (one.kind, one.place) == wanted]
+            return fit[0] if fit and len(accepted) < 3 else None
+
+    model = net(hidden=6, layers=2)
+    train(model, torch.optim.Adam(model.parameters(), 3e-3), 30)
+    _, events = grown(model, Both("widen"), moves=("width", "prune"))
+    assert [(one.kind, one.place) for one in events] == [("widen", "0"), ("prune", "2")]
+    assert model[2].weight.shape == (5, 8)
+    assert (events[0].step_length > 0) == bool(model[2].weight[:, 6:].any())
+    assert events[0].step_length > 0
 
 
 def conv() -> nn.Module:
@@ -93,7 +139,7 @@ def test_a_birth_lowers_the_loss_keeps_its_promise_and_is_undone_bit_by_bit(make
     event = events[0]
     assert event.loss_after < event.loss_before
     assert 0 < event.expected_decrease < event.loss_before
-    assert 0 < event.step_length <= births.GIVEN
+    assert 0 < event.step_length <= births.STEP_FRACTION
     assert event.output_change < 1e-4  # of the silent addition, which is verified first
     event.undo()
     assert grower.events == []
@@ -180,7 +226,7 @@ def test_only_units_that_are_homogeneous_are_balanced(activation, is_balanced):
 
 
 def test_a_group_without_weights_on_one_side_stays():
-    assert not balance([], elders_ratio([]), lambda: 0.0)
+    assert not balance([], existing_ratio([]), lambda: 0.0)
 
 
 @pytest.mark.parametrize(

@@ -211,10 +211,10 @@ def test_a_weight_or_a_dimension_may_have_two_roles(forward):
     grower = senn.Grower(
         model,
         optimizer,
-        policy=senn.PaperPolicy(tau=1e-5, alpha=1e-6),
+        policy=senn.PaperPolicy(tau=1e-3, alpha=1e-6),
         samples=10_000,
         moves=("width",),
-        candidate_config=senn.CandidateConfig(units=16),
+        candidate_config=senn.CandidateConfig(units=16, data_direction_fraction=0.0),
         max_width=12,
     )
     bought = []

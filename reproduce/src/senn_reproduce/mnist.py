@@ -157,12 +157,11 @@ class Course:
         self.units.append(units)
 
     def largest(self) -> dict[str, float]:
-        """Return the largest changes for the worse at rounds that only added."""
+        """Return the largest changes, either way, at rounds that only added."""
         added = [growth for growth in self.growths if growth["kind"] != "prune"]
-        worse = {"loss_change": 1.0, "accuracy_change": -1.0}
         return {
-            name: max((sign * growth[name] for growth in added), default=0.0)
-            for name, sign in worse.items()
+            name: max((abs(growth[name]) for growth in added), default=0.0)
+            for name in ("loss_change", "accuracy_change")
         }
 
 
@@ -180,7 +179,10 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
     """
     recipe_name, moves = ARMS[arm]
     deep = settings.deep if "depth" in moves else {}
-    recipe: TrainConfig = replace(getattr(settings, recipe_name), moves=moves, seed=seed, **deep)
+    # The paper's units: nothing changes at the moment of growth.
+    recipe: TrainConfig = replace(
+        getattr(settings, recipe_name), moves=moves, seed=seed, birth="silent", **deep
+    )
     x, y = rows.train
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):

@@ -257,16 +257,16 @@ def draw_units(
     # d entries of variance 1 / (3 d): uniform in +-1 / sqrt(d)
     weight = weight * 3**-0.5
     following = weight[: round(data_direction_fraction * count)]
+    # in float64: squares of large activations overflow float32
+    inputs = x.double()
     # of uniform directions of length 1 / sqrt(3), the root of the mean square
-    usual = (x.var(0, correction=0).mean() / 3).sqrt()
+    usual = (inputs.var(0, correction=0).mean() / 3).sqrt()
     if not usual.isfinite():
-        raise DivergenceError(
-            "the activations hold NaN or infinity, or are too large to be squared"
-        )
+        raise DivergenceError("the activations hold NaN or infinity: the network has diverged")
     if len(following) and usual > 0:
         # correction=0: the unbiased estimate of a single row is NaN, which no clamp repairs.
-        deviation = (x @ following.mT).std(0, correction=0).clamp_min(MIN_SPREAD)
-        following *= (usual / deviation)[:, None]
-    z = x @ weight.mT
+        deviation = (inputs @ following.mT.double()).std(0, correction=0).clamp_min(MIN_SPREAD)
+        following *= (usual / deviation).to(x)[:, None]
+    z = inputs @ weight.mT.double()
     noise = torch.randn(count, generator=generator, dtype=x.dtype)
-    return weight, KINKS * z.std(0, correction=0) * noise - z.mean(0)
+    return weight, (KINKS * z.std(0, correction=0) * noise - z.mean(0)).to(x)

@@ -16,7 +16,7 @@ from senn.events import GrowthEvent, GrowthRound
 from senn.graph import DependencyGraph, Refusal
 from senn.kfac.batch_layout import BatchLayout
 from senn.scoring.ablation import ablated
-from senn.scoring.birth_steps import NewEntries
+from senn.scoring.birth_steps import ParameterEntries
 from senn.scoring.data_covariance import DataCovariance
 from senn.scoring.pool import CandidatePool
 from senn.scoring.scoring_session import ScoringSession
@@ -50,7 +50,7 @@ class GrowerState:
     rejections: list[str]
     failed: list[Refusal]
     last_round: GrowthRound | None
-    new_entries: list[NewEntries]
+    new_entries: list[ParameterEntries]
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values and tensors."""
@@ -96,7 +96,7 @@ class GrowerState:
             generator = torch.Generator()
             # A generator of its own checks the state before this one is touched.
             generator.set_state(state["generator"].cpu())
-            added = [NewEntries(**one) for one in state.get("new_entries", ())]
+            added = [ParameterEntries(**one) for one in state.get("new_entries", ())]
             last_round = None if last is None else GrowthRound.from_state(last)
             return cls(
                 rounds=int(state["rounds"]),
@@ -140,7 +140,7 @@ class GrowerMemory:
         self._known: dict[str, DataCovariance] = {}
         self._layouts: dict[str, BatchLayout | str] = {}
         self._open_round: int | None = None  # the round whose events aren't realized yet
-        self._new_entries: list[NewEntries] = []  # what that round has added
+        self._new_entries: list[ParameterEntries] = []  # what that round has added
 
     @property
     def graph(self) -> DependencyGraph:

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from senn.graph import LinearMap, get_tensor
-from senn.scoring.birth_steps import NewEntries, like_weight
+from senn.scoring.birth_steps import ParameterEntries, like_weight
+from senn.scoring.formulas import compensation
 from senn.scoring.pool import CandidatePool
 from senn.scoring.pruning_costs import weight_of
 
 
 @contextmanager
-def ablated(pool: CandidatePool, added: Sequence[NewEntries]) -> Iterator[None]:
+def ablated(pool: CandidatePool, added: Sequence[ParameterEntries]) -> Iterator[None]:
     """Take what was added out of the pool's model for a while; its numbers are the same bits afterwards.
 
     Args:
@@ -53,20 +54,13 @@ def _hand_over(pool: CandidatePool, linear_map: LinearMap, positions: Tensor) ->
     gone = (positions[:, None] * linear_map.kernel_numel + kernel).flatten()
     is_kept = torch.ones(gains.existing, dtype=torch.bool)
     is_kept[gone] = False
-    kept = is_kept.nonzero().flatten()
-    unit = torch.zeros(gains.existing, len(gone), dtype=torch.float64)
-    unit[gone, torch.arange(len(gone))] = 1
-    inverse = gains.inverse.solve(unit)  # columns of A^-1
-    # W_kept -= W_gone ([A^-1]_gg)^-1 [A^-1]_g,kept, as of `formulas.compensation`
-    taken = torch.linalg.solve(inverse[gone], inverse[kept].mT)
     weight = weight_of(pool.model, linear_map).double()
-    change = -weight[:, gone] @ taken
+    change = torch.zeros_like(weight)
+    change[:, is_kept] = weight[:, gone] @ compensation(gains.inverse.dense, gone)
     tensor = get_tensor(pool.model, linear_map.weight)
-    size = gains.existing - (linear_map.bias is not None)
-    whole = weight.new_zeros(len(weight), gains.existing)
-    whole[:, kept] = change
     outputs = torch.arange(tensor.shape[linear_map.out_dim])
-    tensor.data.add_(like_weight(whole[:, :size], linear_map, tensor, outputs).to(tensor))
+    size = gains.existing - (linear_map.bias is not None)
+    tensor.data.add_(like_weight(change[:, :size], linear_map, tensor.shape, outputs).to(tensor))
     if linear_map.bias is not None and not linear_map.transposed:
         bias = get_tensor(pool.model, linear_map.bias)
-        bias.data.add_(whole[:, -1].to(bias))
+        bias.data.add_(change[:, -1].to(bias))

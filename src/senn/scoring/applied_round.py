@@ -12,7 +12,7 @@ from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
 from senn.policies import BirthKind, Candidate
 from senn.pytree import Inputs
-from senn.scoring.birth_steps import NewEntries, birth_steps
+from senn.scoring.birth_steps import ParameterEntries, birth_steps
 from senn.scoring.births import Birth
 from senn.scoring.gradient_moments import gradient_moments
 from senn.scoring.pool import CandidatePool
@@ -45,7 +45,7 @@ class AppliedRound:
     receipt: Receipt
     graph: DependencyGraph
     loss_after: float
-    new_entries: list[NewEntries]
+    new_entries: list[ParameterEntries]
     step_length: float
     decrease: float | None
 

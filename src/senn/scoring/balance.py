@@ -1,9 +1,9 @@
 """Balance of new units: as long incoming weights beside their outgoing ones as the existing units have.
 
 A natural step asks of a unit with a small activation for long outgoing weights. An optimizer that moves every entry
-equally far would then move the function by the unit's incoming weights many times as fast as by those of its elders,
-and by its outgoing ones many times as slowly. Where a unit is positively homogeneous, as with ReLU, incoming weights
-and biases times s and outgoing weights over s give the same function, and s is free to choose.
+equally far would then move the function by the unit's incoming weights many times as fast as by those of existing
+units, and by its outgoing ones many times as slowly. Where a unit is positively homogeneous, as with ReLU, incoming
+weights and biases times s and outgoing weights over s give the same function, and s is free to choose.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROUNDING = 1e-5
 """Relative change of the loss that is taken for rounding: a unit that isn't homogeneous changes it by more."""
 
 
-def elders_ratio(positions: Sequence[NewPositions]) -> float:
+def existing_ratio(positions: Sequence[NewPositions]) -> float:
     """Return the length of the incoming weights of a group's existing units over that of their outgoing ones.
 
     Args:
@@ -33,8 +33,8 @@ def elders_ratio(positions: Sequence[NewPositions]) -> float:
     incoming, outgoing = _weights(positions, "producer"), _weights(positions, "consumer")
     if not incoming or not outgoing:
         return math.nan
-    below = _elders_length(outgoing)
-    return _elders_length(incoming) / below if below else math.nan
+    below = _existing_length(outgoing)
+    return _existing_length(incoming) / below if below else math.nan
 
 
 def balance(positions: Sequence[NewPositions], ratio: float, loss: Callable[[], float]) -> bool:
@@ -87,7 +87,7 @@ def _new_lengths(several: Sequence[NewPositions]) -> Tensor:
     return torch.stack(squares).sum(0).sqrt()
 
 
-def _elders_length(several: Sequence[NewPositions]) -> float:
+def _existing_length(several: Sequence[NewPositions]) -> float:
     """Median length of an existing unit's weights."""
     total = 0.0
     for one in several:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +23,13 @@ from senn.kfac.whitening import whiten_weights
 from senn.nn import Rational
 from senn.scoring.gains import LayerGains
 from senn.scoring.pool import CandidatePool
-from senn.surgery import Append, Insert, Prune, Receipt, Widen
+from senn.surgery import Append, Insert, Receipt
 from senn.surgery.moves import place_of
 from senn.surgery.reindex import NewPositions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class NewEntries:
+class ParameterEntries:
     """Entries of a parameter through which alone a new unit or layer reaches the outputs.
 
     Attributes:
@@ -73,7 +74,7 @@ class NewEntries:
 class BirthStep:
     """New entries, and the step that is subtracted from their silent values at a birth of full length."""
 
-    entries: NewEntries
+    entries: ParameterEntries
     step: Tensor
 
 
@@ -86,35 +87,8 @@ def birth_steps(pool: CandidatePool, receipt: Receipt) -> list[BirthStep]:
         pool: the round's pool, in which the additions are accepted.
         receipt: what the surgery did.
     """
-    model = pool.model
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    found: list[BirthStep] = []
-    for move in receipt.moves:
-        if isinstance(move, Widen):
-            found += _of_units(pool, receipt, move.group, names)
-    # Surgery inserts layers first, then copies, each in the order of the moves.
-    inserted = iter(receipt.inserted)
-    for kind in (Insert, Append):
-        for move in receipt.moves:
-            if not isinstance(move, kind):
-                continue
-            modules = next(inserted)
-            if isinstance(move, Insert):
-                tensors = _of_layer(pool, move.insertion_point, modules)
-            else:
-                tensors = _of_copy(pool, move, modules[0])
-            for tensor, step in tensors:
-                entries = NewEntries(
-                    kind="insert",
-                    place=place_of(move),
-                    name=names[id(tensor)],
-                    dim=0,
-                    index=torch.arange(len(tensor)),
-                    silent=tensor.detach().clone(),
-                    is_new=any(tensor is own for part in modules for own in part.parameters()),
-                )
-                found.append(BirthStep(entries=entries, step=step.view(tensor.shape)))
-    return found
+    names = {id(parameter): name for name, parameter in pool.model.named_parameters()}
+    return [*_of_units(pool, receipt, names), *_of_inserted(pool, receipt, names)]
 
 
 def joint_step(
@@ -156,140 +130,180 @@ def prediction(gains: LayerGains, columns: Tensor) -> Tensor:
     return inverse.solve(side)
 
 
-def _of_units(
-    pool: CandidatePool, receipt: Receipt, group: str, names: Mapping[int, str]
-) -> list[BirthStep]:
-    """Steps of the columns that read a group's new units."""
+def _of_units(pool: CandidatePool, receipt: Receipt, names: Mapping[int, str]) -> list[BirthStep]:
+    """Steps of the columns that read new units, map by map."""
+    by_map: dict[str, list[tuple[str, NewPositions]]] = {}
+    for group, several in receipt.new_positions.items():
+        for one in several:
+            if one.coupled.role == "consumer" and id(one.tensor) in names:
+                by_map.setdefault(one.coupled.map, []).append((group, one))
     found: list[BirthStep] = []
-    by_map: dict[str, list[NewPositions]] = {}
-    for one in receipt.new_positions[group]:
-        if one.coupled.role == "consumer" and id(one.tensor) in names:
-            by_map.setdefault(one.coupled.map, []).append(one)
-    for name, several in by_map.items():
-        layout, linear_map = pool.columns.get(name), pool.maps.get(name)
-        if layout is None or linear_map is None or linear_map.groups > 1:
-            continue
-        columns = layout.groups[group][pool.grown[group]]
-        gains = pool.layer_gains[name]
-        wanted = pool.candidate_set.outgoing.get(group, {}).get(name)
-        if wanted is not None:  # an initializer's own
-            given = wanted.double().view(len(wanted), len(layout.groups[group]), -1)
-            step = -given[:, pool.grown[group]].flatten(1)
-        else:
-            step, _ = joint_step(gains, columns.flatten())
-            taken = -step @ prediction(gains, columns.flatten()).mT
-            kept = _kept_outputs(pool, receipt, linear_map, len(step))
-            step, taken = step[kept], taken[kept]
-            found += _of_elders(pool.model, receipt, linear_map, several, taken)
-        by_unit = step.view(len(step), *columns.shape)
-        # Of a map that reads the group twice, each unit's columns in both places lie side by side.
-        sizes = [one.index.shape[1] * linear_map.kernel_numel for one in several]
-        for one, own in zip(several, torch.split(by_unit, sizes, 2), strict=True):
-            index, dim = one.index.flatten(), linear_map.in_dim
-            entries = NewEntries(
-                kind="widen",
-                place=group,
-                name=names[id(one.tensor)],
-                dim=dim,
-                index=index,
-                silent=one.tensor.detach().index_select(dim, index.to(one.tensor.device)),
-            )
-            outputs = old_outputs(receipt, one.tensor, linear_map)
-            values = like_weight(own.flatten(1), linear_map, entries.silent, outputs)
-            found.append(BirthStep(entries=entries, step=values))
+    for name, read in by_map.items():
+        linear_map = pool.maps.get(name)
+        if linear_map is not None and linear_map.groups == 1:
+            found += _of_map(pool, linear_map, read, names)
     return found
 
 
-def _kept_outputs(
-    pool: CandidatePool, receipt: Receipt, linear_map: LinearMap, count: int
-) -> Tensor:
-    """Return which of a map's rows, of `count` before the round, are still there: it may have lost units as well."""
-    is_kept = torch.ones(count, dtype=torch.bool)
-    for move in receipt.moves:
-        if isinstance(move, Prune):
-            for coupled in pool.graph.group(move.group).dims:
-                if (coupled.name, coupled.dim) == (linear_map.weight, linear_map.out_dim):
-                    gone = coupled.index[list(move.units)].flatten()
-                    # a row for each output and kernel position of a transposed convolution
-                    rows = count // pool.outputs[linear_map.weight]
-                    is_kept[(gone[:, None] * rows + torch.arange(rows)).flatten()] = False
-    return is_kept.nonzero().flatten()
-
-
-def _of_elders(
-    model: nn.Module,
-    receipt: Receipt,
+def _of_map(
+    pool: CandidatePool,
     linear_map: LinearMap,
-    several: Sequence[NewPositions],
-    step: Tensor,
+    read: Sequence[tuple[str, NewPositions]],
+    names: Mapping[int, str],
 ) -> list[BirthStep]:
-    """Steps (m, c) of the existing columns and the bias, which take back what they predict of the new columns.
+    """Steps of one map's new columns, and of its existing ones.
 
-    So the outputs move by what is new in these alone, which is what the score has counted. Without it a step runs into
-    the curvature of what all units have in common, such as their means, and only a few per cent of it helps.
+    Existing columns and the bias take back what they predict of the new columns, so that the outputs move by what is
+    new in these alone, which is what the score has counted. Without it a step runs into the curvature of what all units
+    have in common, such as their means, and a quarter of the decrease is left.
     """
-    weight, dim = several[0].tensor, linear_map.in_dim
-    is_old = torch.ones(weight.shape[dim], dtype=torch.bool)
-    for one in several:
-        is_old[one.index.flatten()] = False
-    index = is_old.nonzero().flatten()
-    size = len(index) * linear_map.kernel_numel
-    if size + (linear_map.bias is not None) != step.shape[1]:
-        return []  # another group has widened the map in the same round
-    rows = old_outputs(receipt, weight, linear_map)
-    like = weight.detach().index_select(dim, index.to(weight.device))
-    given = [(weight, dim, index, like_weight(step[:, :size], linear_map, like, rows))]
+    gains, layout = pool.layer_gains[linear_map.name], pool.columns[linear_map.name]
+    columns = {
+        group: layout.groups[group][pool.grown[group]] for group in dict.fromkeys(dict(read))
+    }
+    wanted = pool.candidate_set.outgoing
+    steps: dict[str, Tensor] = {}
+    for group in columns:
+        if linear_map.name in wanted.get(group, {}):  # an initializer's own
+            given = wanted[group][linear_map.name].double()
+            by_unit = given.view(len(given), len(layout.groups[group]), -1)
+            steps[group] = -by_unit[:, pool.grown[group]].flatten(1)
+    free = [group for group in columns if group not in steps]
+    found: list[BirthStep] = []
+    if free:
+        own = torch.cat([columns[group].flatten() for group in free])
+        step, _ = joint_step(gains, own)
+        sizes = [columns[group].numel() for group in free]
+        steps |= zip(free, torch.split(step, sizes, 1), strict=True)
+        taken = -step @ prediction(gains, own).mT
+        found += _of_existing(pool.model, linear_map, read[0][1], taken, names)
+    for group, step in steps.items():
+        places = [one for of, one in read if of == group]
+        # Of a map that reads the group twice, each unit's columns in both places lie side by side.
+        sizes = [one.index.shape[1] * linear_map.kernel_numel for one in places]
+        by_unit = step.reshape(len(step), *columns[group].shape)
+        for one, part in zip(places, torch.split(by_unit, sizes, 2), strict=True):
+            index = one.index.flatten()
+            values = _like_weight(part.flatten(1), linear_map, one, len(index))
+            about: dict[str, Any] = {
+                "kind": "widen",
+                "place": group,
+                "dim": linear_map.in_dim,
+                "index": index,
+            }
+            found.append(_step(one.tensor, values, names, **about))
+    return found
+
+
+def _of_existing(
+    model: nn.Module,
+    linear_map: LinearMap,
+    one: NewPositions,
+    step: Tensor,
+    names: Mapping[int, str],
+) -> list[BirthStep]:
+    """Steps of a map's existing columns and its bias, from one (m, c) of all that there were."""
+    former, now = one.kept(linear_map.in_dim)
+    kernel = torch.arange(linear_map.kernel_numel)
+    columns = (former[:, None] * linear_map.kernel_numel + kernel).flatten()
+    values = _like_weight(step[:, columns], linear_map, one, len(now))
+    about: dict[str, Any] = {"kind": "widen", "place": one.coupled.map, "is_new": False}
+    found = [_step(one.tensor, values, names, dim=linear_map.in_dim, index=now, **about)]
     if linear_map.bias is not None and not linear_map.transposed:
-        given.append((get_tensor(model, linear_map.bias), 0, rows, step[:, -1]))
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [
-        BirthStep(
-            entries=NewEntries(
-                kind="widen",
-                place=several[0].coupled.map,
-                name=names[id(tensor)],
-                dim=dim,
-                index=index,
-                silent=tensor.detach().index_select(dim, index.to(tensor.device)),
-                is_new=False,
-            ),
-            step=values,
-        )
-        for tensor, dim, index, values in given
-        if id(tensor) in names
-    ]
+        bias = get_tensor(model, linear_map.bias)
+        former, now = one.kept(linear_map.out_dim)
+        if id(bias) in names:
+            found.append(_step(bias, step[former, -1], names, index=now, **about))
+    return found
 
 
-def old_outputs(receipt: Receipt, weight: Tensor, linear_map: LinearMap) -> Tensor:
-    """Return where the outputs stand now that a map's weight had before a round."""
-    is_old = torch.ones(weight.shape[linear_map.out_dim], dtype=torch.bool)
-    for several in receipt.new_positions.values():
-        for one in several:
-            if one.tensor is weight and one.coupled.dim == linear_map.out_dim:
-                is_old[one.index.flatten()] = False
-    return is_old.nonzero().flatten()
+def _step(
+    tensor: Tensor,
+    step: Tensor,
+    names: Mapping[int, str],
+    *,
+    kind: str,
+    place: str,
+    dim: int = 0,
+    index: Tensor | None = None,
+    is_new: bool = True,
+) -> BirthStep:
+    """Make the step of some entries of a parameter, which are silent as they are now."""
+    if index is None:
+        index = torch.arange(len(tensor))
+    entries = ParameterEntries(
+        kind=kind,
+        place=place,
+        name=names[id(tensor)],
+        dim=dim,
+        index=index,
+        silent=tensor.detach().index_select(dim, index.to(tensor.device)),
+        is_new=is_new,
+    )
+    return BirthStep(entries=entries, step=step.view(entries.silent.shape))
 
 
-def like_weight(matrix: Tensor, linear_map: LinearMap, like: Tensor, outputs: Tensor) -> Tensor:
-    """Give some columns of a map's matrix the dimensions that its weight has; the inverse of `weight_matrix`.
+def _like_weight(matrix: Tensor, linear_map: LinearMap, one: NewPositions, inputs: int) -> Tensor:
+    """Give columns of a map's former matrix, of so many inputs, the dimensions and the outputs of its weight now."""
+    former, now = one.kept(linear_map.out_dim)
+    shape = list(one.tensor.shape)
+    shape[linear_map.in_dim] = inputs
+    if linear_map.transposed:  # a row for each output and kernel position
+        kernel = len(matrix) // one.former_size(linear_map.out_dim)
+        former = (former[:, None] * kernel + torch.arange(kernel)).flatten()
+    return like_weight(matrix[former], linear_map, shape, now)
+
+
+def like_weight(
+    matrix: Tensor, linear_map: LinearMap, shape: Sequence[int], outputs: Tensor
+) -> Tensor:
+    """Give a map's matrix the dimensions that its weight has; the inverse of `weight_matrix`.
 
     Args:
-        matrix: (m, columns).
+        matrix: (m, columns), of some of the outputs.
         linear_map: the map.
-        like: these columns of its weight, which may have further outputs.
-        outputs: positions of the m outputs (of an m-th of them each, for a transposed convolution) in it.
+        shape: of the weight.
+        outputs: positions of these outputs in it.
 
     Returns:
-        In the shape of `like`, zero at further outputs.
+        In that shape, zero at other outputs.
     """
     order = (linear_map.out_dim, linear_map.in_dim)
-    whole = matrix.new_zeros(like.shape).movedim(order, (0, 1))
+    whole = matrix.new_zeros(shape).movedim(order, (0, 1))
     if linear_map.transposed:  # a row for each output and kernel position, a column for each input
         rows = matrix.view(len(outputs), -1, matrix.shape[1])
         whole[outputs] = rows.movedim(2, 1).reshape(len(outputs), *whole.shape[1:])
     else:
         whole[outputs] = matrix.reshape(len(outputs), *whole.shape[1:])
     return whole.movedim((0, 1), order)
+
+
+def _of_inserted(
+    pool: CandidatePool, receipt: Receipt, names: Mapping[int, str]
+) -> list[BirthStep]:
+    """Steps of new layers and of copies of blocks."""
+    # Surgery inserts layers first, then copies, each in the order of the moves.
+    moves: list[Insert | Append] = [one for one in receipt.moves if isinstance(one, Insert)]
+    moves += [one for one in receipt.moves if isinstance(one, Append)]
+    found: list[BirthStep] = []
+    for move, modules in zip(moves, receipt.inserted, strict=True):
+        if isinstance(move, Insert):
+            tensors = _of_layer(pool, move.insertion_point, modules)
+        else:
+            tensors = _of_copy(pool, move, modules[0])
+        new = {id(parameter) for module in modules for parameter in module.parameters()}
+        found += [
+            _step(
+                tensor,
+                step,
+                names,
+                kind="insert",
+                place=place_of(move),
+                is_new=id(tensor) in new,
+            )
+            for tensor, step in tensors
+        ]
+    return found
 
 
 def _of_layer(

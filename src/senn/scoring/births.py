@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from senn.collectives import Communicator
-from senn.scoring.balance import balance, elders_ratio
+from senn.scoring.balance import balance, existing_ratio
 from senn.scoring.birth_steps import BirthStep
 from senn.surgery.reindex import NewPositions
 
 HALVINGS = 6
 """Times that a step is halved before it is given up: 1 / 64 of a step changes a loss by little more than rounding."""
 
-GIVEN = 0.25
+STEP_FRACTION = 0.25
 """Fraction of the best length that new entries are given, in which training finds its own way.
 
 The best length for the loss at once is not that for what comes of it: units that begin with all of their step have
@@ -30,7 +30,7 @@ fitted what is particular to the rows that they were scored on. On MNIST rows, d
 tenth to a quarter; with all of it, those that grow early end worst, and with a thirtieth the choice of units is lost.
 """
 
-FULFILLED = 0.25
+LEAST_DECREASE = 0.25
 """Fraction of the expected decrease that the loss on all rows of the batch must fall by, or the birth is silent.
 
 Half of the rows chose the length, and it is long for the others by chance: late in a run, when steps bring a hundredth
@@ -88,12 +88,12 @@ class Birth:
                 return plain.perform(loss, stepped=stepped)
         if not length:
             return 0.0, decrease
-        silent, given = loss(), GIVEN * length
+        silent, given = loss(), STEP_FRACTION * length
         # Before the step, which the weights of existing units take back a part of.
-        ratios = [elders_ratio(positions) for positions in self.groups.values()]
+        ratios = [existing_ratio(positions) for positions in self.groups.values()]
         self.give(given)
         # Written so that NaN fails: it compares as False. On a parabola so much of the best step brings so much of it.
-        keeps = silent - loss() >= FULFILLED * (1 - (1 - GIVEN) ** 2) * decrease
+        keeps = silent - loss() >= LEAST_DECREASE * (1 - (1 - STEP_FRACTION) ** 2) * decrease
         for positions, ratio in zip(self.groups.values(), ratios, strict=True):
             balance(positions, ratio, loss)
         if stepped and keeps:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
-from senn.graph import ChannelGroup, DependencyGraph, LinearMap, get_tensor
+from senn.graph import ChannelGroup, DependencyGraph, LinearMap
 from senn.policies import Budget, Candidate, CandidateKey
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
@@ -45,7 +45,6 @@ class CandidatePool:
     Attributes:
         accepted: the candidates accepted so far, in order.
         parameters: number of parameters of the model with these.
-        outputs: number of outputs of each map as it is scored, by the name of its weight.
     """
 
     def __init__(
@@ -67,9 +66,6 @@ class CandidatePool:
         self.prices, self.budget = prices, budget
         budget.check_places(_places(graph))
         self.parameters = sum(p.numel() for p in model.parameters())
-        self.outputs = {
-            one.weight: get_tensor(model, one.weight).shape[one.out_dim] for one in maps.values()
-        }
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
         self.grown: dict[str, list[int]] = {}
         self.repeated: list[str] = []

@@ -3,7 +3,7 @@
 Adam and its kin divide by the root of an average of squared gradients. An average of zero where training is old lets
 new entries jump, since nothing corrects any more for its start from zero, and the loss with them. So new entries get
 
-- the mean of the old entries, at the change itself (`fill_from_elders`), and
+- the mean of the old entries, at the change itself (`fill_from_existing`), and
 - once there is a loss to measure it on, what goes with their own gradient (`warm_second_moments`).
 
 The level of an average, which has an optimizer's decay, its start and the size of the loop's minibatches in it, is read
@@ -70,7 +70,7 @@ def new_entries(change: Resized) -> Tensor:
     return mask
 
 
-def fill_from_elders(layers: OptimizerLayers, masks: Mapping[nn.Parameter, Tensor]) -> None:
+def fill_from_existing(layers: OptimizerLayers, masks: Mapping[nn.Parameter, Tensor]) -> None:
     """Give second moments of new entries the mean of the old ones along each dimension that has grown.
 
     Args:
@@ -78,7 +78,7 @@ def fill_from_elders(layers: OptimizerLayers, masks: Mapping[nn.Parameter, Tenso
         masks: by resized parameter, its new entries.
     """
     for moment, new in _grown(find_second_moments(layers, masks), masks):
-        _write(moment, new, _elders_mean(moment, new))
+        _write(moment, new, _existing_mean(moment, new))
 
 
 def start_denominators(
@@ -177,7 +177,9 @@ def _fill(
             if moment.mixed:
                 signal, noise = _block_means(signal, new), _block_means(noise, new)
             level = _Level.of(moment.values[~new].double(), signal[~new], noise[~new])
-            by = torch.where(signal + noise > 0, level.at(signal, noise), _elders_mean(moment, new))
+            by = torch.where(
+                signal + noise > 0, level.at(signal, noise), _existing_mean(moment, new)
+            )
             _write(moment, new, by)
 
 
@@ -236,7 +238,7 @@ def _write(moment: SecondMoment, new: Tensor, by: Tensor) -> None:
     moment.values[new] = by.to(moment.values)[new]
 
 
-def _elders_mean(moment: SecondMoment, new: Tensor) -> Tensor:
+def _existing_mean(moment: SecondMoment, new: Tensor) -> Tensor:
     """Return an average with new entries at the mean of old ones, along each dimension in which there are new ones."""
     filled = moment.values.double()
     if moment.mixed:

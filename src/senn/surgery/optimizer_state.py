@@ -17,7 +17,7 @@ from senn.errors import SennError, UnsupportedError, in_one_line
 from senn.surgery.blank_optimizer import Trial, TrialError, small_gradient
 from senn.surgery.contents_log import ContentsLog
 from senn.surgery.nested_state import NestedState
-from senn.surgery.newborn_state import fill_from_elders, new_entries, start_denominators
+from senn.surgery.newborn_state import fill_from_existing, new_entries, start_denominators
 from senn.surgery.optimizer_groups import join_groups
 from senn.surgery.optimizer_layers import OptimizerLayers, is_plain, takes_data, tensors_in
 from senn.surgery.starts import Starts
@@ -145,7 +145,7 @@ class Migration:
         nested.carry()
         self.restarted += nested.restarted
         masks = {one: new_entries(change) for one, change in changes.items()}
-        fill_from_elders(self._layers, {one: mask for one, mask in masks.items() if mask.any()})
+        fill_from_existing(self._layers, {one: mask for one, mask in masks.items() if mask.any()})
 
     def _check_joined(self, log: UndoLog) -> None:
         """Check that the new layers' parameters have found a group, and one that can train them."""

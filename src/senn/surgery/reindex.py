@@ -22,11 +22,24 @@ class NewPositions:
         coupled: the dimension, as of before the change.
         tensor: the tensor, which has its new size.
         index: (units, k) positions along the dimension that each new unit owns now.
+        layouts: by dimension of the tensor, where its former positions went.
     """
 
     coupled: CoupledDim
     tensor: Tensor
     index: Tensor
+    layouts: Mapping[int, IndexMap]
+
+    def kept(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Former positions along a dimension of the tensor that are still there, and where they stand now."""
+        if dim in self.layouts:
+            return self.layouts[dim].kept
+        everything = torch.arange(self.tensor.shape[dim])
+        return everything, everything
+
+    def former_size(self, dim: int) -> int:
+        """Number of positions that the tensor had along a dimension."""
+        return self.layouts[dim].size if dim in self.layouts else self.tensor.shape[dim]
 
 
 def reindex(graph: DependencyGraph, todo: SurgeryPlan) -> DependencyGraph | None:
@@ -84,6 +97,7 @@ def new_positions(
                     coupled=coupled,
                     tensor=tensors[coupled.name],
                     index=places[torch.cat(rows)],
+                    layouts=todo.layouts[coupled.name],
                 )
                 found.setdefault(group.name, []).append(one)
     return found

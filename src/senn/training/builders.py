@@ -149,6 +149,7 @@ def build_grower(
         round_to=recipe.round_to,
         moves=recipe.moves,
         candidate_config=_candidate_config(model, recipe),
+        birth=recipe.birth,
         seed=recipe.seed,
         **arguments,
     )

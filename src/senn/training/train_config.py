@@ -23,7 +23,7 @@ from senn._validate import (
     whole,
 )
 from senn.nn.activations import activation_or_factory
-from senn.policies import Policy, policy_rule
+from senn.policies import BirthKind, Policy, policy_rule
 from senn.training.policy_defaults import BY_NAME, PRICE, DefaultRounds, policy_defaults
 
 Task = Literal["classification", "regression"]
@@ -52,6 +52,7 @@ RANGES: Mapping[str, Rule] = {
     "average_decay": fraction(),
     "grow": flag(),
     "policy": policy_rule(named=True).or_none(),
+    "birth": one_of("stepped", "silent", None),
     "growth_steps": whole(low=1),
     "addition_rounds": each(fraction(), kind=tuple),
     "pruning_rounds": each(fraction(), kind=tuple),
@@ -103,6 +104,8 @@ class TrainConfig:
         grow: False to keep the size of `hidden`.
         policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy. By name, the
             paper's has its defaults and prunes what costs less than a hundredth of eta.
+        birth: how what is added begins: `stepped`, with a part of its natural step, or `silent`, without an effect;
+            None leaves it to the policy.
         growth_steps: steps, from the first one on, in which growth takes place; the whole run if that is shorter.
         addition_rounds: rounds of additions, as fractions of these steps. Unless given, they are early for prices, and
             spread over the run for the paper's policy, as are the next.
@@ -156,6 +159,7 @@ class TrainConfig:
     average_decay: float = 0.99
     grow: bool = True
     policy: Policy | str | None = None
+    birth: BirthKind | None = None
     growth_steps: int = 2000
     addition_rounds: tuple[float, ...] = PRICE.addition_rounds
     pruning_rounds: tuple[float, ...] = PRICE.pruning_rounds
