@@ -11,10 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from criteria_arms import Counted, fixed
+from criteria_run import Run
 from torch import Tensor, nn
 
 import senn
 from senn.candidates.initializers import NewUnits, PlaceActivations
+from senn.policies.candidate import BirthKind
 from senn.scoring.unit_scores import PlaceScores
 
 if TYPE_CHECKING:
@@ -66,7 +69,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     return float(torch.corrcoef(torch.stack([ranks(one), ranks(other)]))[0, 1])
 
 
-def correlate(results: Results, task: Task, *, when: str, birth: str, seed: int) -> None:
+def correlate(results: Results, task: Task, *, when: str, birth: BirthKind, seed: int) -> None:
     """Train the candidates of every place of a task at one moment; one record for each place.
 
     Args:
@@ -76,8 +79,6 @@ def correlate(results: Results, task: Task, *, when: str, birth: str, seed: int)
         birth: how a candidate is born.
         seed: of everything drawn.
     """
-    from criteria import Run, fixed
-
     abouts = {
         place: {"task": task.name, "arm": f"oracle at {place}", "when": when, "birth": birth}
         | {"seed": seed}
@@ -127,12 +128,10 @@ def born(
     optimizer: torch.optim.Optimizer,
     scores: PlaceScores,
     unit: int,
-    birth: str,
+    birth: BirthKind,
     looked: Tensor,
 ) -> float:
     """Add one unit to a model, with its optimizer; returns what the event expects of it."""
-    from criteria import Counted, birth_argument
-
     incoming: Mapping[str, Tensor] = scores.incoming
     given = Given(*(incoming[f"{scores.place}.{name}"][unit] for name in ("weight", "bias")))
     grower = senn.Grower(
@@ -142,7 +141,7 @@ def born(
         moves=("width",),
         policy=Counted({scores.place: 1}),
         candidate_config=senn.CandidateConfig(units=1, initializer=given),
-        **birth_argument(birth),
+        birth=birth,
     )
     x, y, *_ = task.rows
     (event,) = grower.grow([(x[looked], y[looked])])

@@ -31,12 +31,13 @@ class Task:
         rows: training inputs and targets, then those of validation.
         build: makes the net, given the widths of its places by name.
         start: units of each place at the beginning.
-        added: units that each place gains, in four births.
+        added: units that each place gains, in all births.
         loss: a mean over samples.
         activation: between the map that makes units and those that read them.
         batch: samples a step.
         steps: number of steps.
         lr: peak learning rate of AdamW.
+        looked_at: rows of a look.
     """
 
     name: str
@@ -111,6 +112,7 @@ def mnist(rows: int = 12_000, steps: int = 1395) -> Task:
         start={"0": 10},
         added=32,
         steps=steps,
+        looked_at=4096,
     )
 
 
@@ -142,6 +144,8 @@ def _table(name: str, target: str, steps: int) -> Task:
 
     frame = pd.read_csv(data_folder() / "tables" / f"{name}.csv.gz").sample(6000, random_state=0)
     column = frame.pop(target)
+    frame = pd.get_dummies(frame, dtype=float)
+    frame = frame.fillna(frame[:4000].mean())
     is_label = column.dtype.kind not in "iuf"
     x = torch.tensor(frame.to_numpy(np.float64), dtype=torch.float32)
     held, kept = x[4000:], x[:4000]
@@ -167,6 +171,11 @@ def _table(name: str, target: str, steps: int) -> Task:
 def bike(steps: int = 1200) -> Task:
     """Hired bicycles an hour, least squares."""
     return _table("bike", "cnt", steps)
+
+
+def california(steps: int = 1200) -> Task:
+    """Prices of houses, least squares."""
+    return _table("california", "median_house_value", steps)
 
 
 def letter(steps: int = 1200) -> Task:
@@ -289,6 +298,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "mnist": mnist,
     "digits": digits,
     "bike": bike,
+    "california": california,
     "letter": letter,
     "cifar": cifar,
     "text": text,

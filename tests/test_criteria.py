@@ -1,10 +1,11 @@
 """The bench of criteria: its short form, and each rival by what its paper says of it."""
 
-import criteria
 import pytest
 import torch
-from criteria import ARMS, Results, Run, measure
+from criteria import Results, measure
+from criteria_arms import ARMS, WHEN, Counted
 from criteria_oracle import correlate, rank_correlation
+from criteria_run import Run
 from criteria_tasks import Task, mlp
 from rivals.net2net import Net2Net
 from rivals.selection import largest_gradient, most_orthogonal
@@ -27,7 +28,8 @@ def task():
 
 @pytest.fixture(autouse=True)
 def one_birth(monkeypatch):
-    monkeypatch.setattr(criteria, "WHEN", {"early": (0.2,), "late": (0.5,)})
+    for when, moment in {"early": 0.2, "late": 0.5}.items():
+        monkeypatch.setitem(WHEN, when, (moment,))
 
 
 GROWING = [
@@ -42,7 +44,7 @@ GROWING = [
 @pytest.mark.parametrize(("name", "birth"), GROWING)
 def test_every_arm_adds_as_many_units_and_leaves_the_function_as_it_is(task, name, birth):
     record = measure(Results(None), task, name, when="late", birth=birth, seed=0)
-    assert record["widths"] == [5]
+    assert record["widths"] == [8]
     assert record["jumps"] == [pytest.approx(0, abs=1e-3)]  # noise on copies, at most
     assert record["steps"] == 8
     assert record["looking flops"] > 0
@@ -52,7 +54,7 @@ def test_what_is_there_is_not_run_again_and_equal_flops_are_equal(task, tmp_path
     path = tmp_path / "results.json"
     name = "never grown, equal FLOPs"
     found = measure(Results(path), task, name, when="early", birth="none", seed=1)
-    like = Results(path).records["toy | score | early | silent | 1"]
+    like = Results(path).records["toy | score | early | stepped | 1"]
     spent = like["training flops"] + like["looking flops"]
     assert found["training flops"] == pytest.approx(spent, rel=1 / found["steps"])
     assert found["widths"] == [4]
@@ -118,7 +120,7 @@ def test_copies_share_what_their_originals_pass_on():
         model,
         moves=("width",),
         candidate_config=config,
-        policy=criteria.Counted({"0": 4}),
+        policy=Counted({"0": 4}),
         birth="silent",
     )
     grower.grow([(x, torch.arange(20) % 2)])
