@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 pl = pytest.importorskip("lightning.pytorch")
 
+from growth_cases import Take  # noqa: E402
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint  # noqa: E402
 from lightning.pytorch.plugins import MixedPrecision  # noqa: E402
 
@@ -238,15 +239,14 @@ def test_a_checkpoint_loads_into_a_fresh_small_module(tmp_path, weights_only):
 
 
 def test_a_grown_module_goes_back_to_a_checkpoint_of_before(tmp_path):
-    recipe = TrainConfig(addition_rounds=(0.1, 0.7), pruning_rounds=(), policy=None)
+    recipe = TrainConfig(addition_rounds=(0.1, 0.7), pruning_rounds=(), policy=Take("insert"))
     trainer, module = fit([SelfExpansion(recipe), EMAWeightAveraging(decay=0.5), keeping(tmp_path)],
                           enable_checkpointing=True)  # fmt: skip
     late, early = (
         torch.load(tmp_path / f"epoch={n}.ckpt", weights_only=True)["current_model_state"]
         for n in (5, 1)
     )
-    sizes = [[value.shape for value in state.values()] for state in (late, early)]
-    assert sizes[0] != sizes[1]  # something came in between
+    assert len(late) > len(early)  # a layer came in between
     trainer.test(module, loader(), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
     assert same(module.state_dict(), early)
 

@@ -238,6 +238,8 @@ def test_a_group_without_weights_on_one_side_stays():
         (lambda length: math.nan if length else 1.0, 0.0),
         (lambda length: math.nan if length > 0.4 else 1 - length, 0.25),
         (lambda length: 1.0, 0.0),
+        (lambda length: 1 - length if length < 0.003 else 1e6, 2**-10),
+        (lambda length: (length - 1e-5) ** 2, 1e-5),
     ],
 )
 def test_the_search_finds_the_lowest_point_within_the_step(loss, length):

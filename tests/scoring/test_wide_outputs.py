@@ -82,12 +82,14 @@ def test_a_vocabulary_of_thousands_grows():
     torch.manual_seed(0)
     words = DENSE_OUTPUTS + 10
     model = nn.Sequential(nn.Embedding(words, 4), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, words))
-    tokens = torch.randint(50, (24, 3))
+    tokens = torch.randint(50, (96, 3))
 
     def loss(outputs, targets):
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     grower = senn.Grower(model, loss=loss, samples=10**6, moves=("width",), seed=0)
     events = grower.grow([(tokens, (7 * tokens + 3) % 50)])
-    assert events
-    assert events[0].held_out_gain > 0
+    assert [event.place for event in events] == ["1"]
+    # K-FAC's step is a thousand times too long: most of these outputs are rare, and the others have few samples
+    assert 1 < events[0].expected_decrease < events[0].loss_before
+    assert 0 < events[0].step_length < 0.01

@@ -19,8 +19,15 @@ from senn.scoring.balance import balance, existing_ratio
 from senn.scoring.birth_steps import BirthStep
 from senn.surgery.reindex import NewPositions
 
-HALVINGS = 6
-"""Times that a step is halved before it is given up: 1 / 64 of a step changes a loss by little more than rounding."""
+LENGTHS = (*(0.5**k for k in range(6)), *(0.25**k for k in range(3, 11)))
+"""Lengths of a step that are tried, from the whole down.
+
+K-FAC's parabola can be far too narrow or too wide: with thousands of outputs, most of them rare, the best length may be
+a thousandth. Where no length helps, the search ends as soon as the loss no longer moves by more than rounding.
+"""
+
+LOSS_ROUNDING = 1e-6
+"""Relative change of a loss that is taken for rounding."""
 
 STEP_FRACTION = 0.25
 """Fraction of the best length that new entries are given, in which training finds its own way.
@@ -135,13 +142,14 @@ class Birth:
 
 
 def _search(at: Callable[[float], float], silent: float) -> tuple[float, float]:
-    """Halve a step from 1 on until that no longer lowers the loss, then try the vertex of the parabola there."""
+    """Shorten a step until that no longer lowers the loss, then try the vertex of the parabola there."""
     found = {0.0: silent}
-    for halvings in range(HALVINGS + 1):
-        length = 0.5**halvings
+    for length in LENGTHS:
         found[length] = at(length)
         best = _lowest(found)
         if best > length:  # the lowest point has been passed
+            break
+        if abs(found[length] - silent) <= LOSS_ROUNDING * abs(silent):
             break
     tried = sorted(found)
     place = tried.index(best)
