@@ -80,6 +80,7 @@ def test_what_follows_a_break_is_what_would_have_followed(build):
     )
     assert repr(fresh.last_round) == repr(grower.last_round)
     added = [event for event in fresh.events[:-4] if event.kind != "prune"]
+    assert added
     assert all(event.realized_decrease is not None for event in added)
     assert [group.name for group in fresh.graph.groups] == [
         group.name for group in grower.graph.groups

@@ -84,16 +84,28 @@ def test_old_folders_make_a_report_with_all_their_figures(finished, interrupted,
 def test_an_old_interrupted_run_goes_on_to_the_end_that_it_would_have_had(
     interrupted, tmp_path, capsys
 ):
-    before = read(interrupted).history
+    *before, end = read(interrupted).history
+    assert end["event"] == "end"
+    again = shutil.copytree(interrupted, tmp_path / "again")
     assert main(["fit", "--resume", str(interrupted)]) == 0
     assert "note: resumed after step 5" in capsys.readouterr().out
     assert main(["fit", *ARGUMENTS, "--out", str(tmp_path / "whole"), "--quiet"]) == 0
     resumed, whole = read(interrupted), read(tmp_path / "whole")
     assert not resumed.unfinished
     assert not resumed.results["interrupted"]
-    # Its first rounds were those of a version whose units were born without a step.
-    assert len(resumed.results["architecture"]) == len(whole.results["architecture"])
     assert len(resumed.history) > len(before)
+    # What came of the last changes is known by now.
+    for kept, now in zip(before, resumed.history, strict=False):
+        assert now == {**kept, **{key: now[key] for key in ("realized_decrease",) if key in kept}}
+    # Its first rounds were those of a version whose units were born without a step: what a whole run of today does is
+    # something else. But its records are of the same kind, and so is the net.
+    keys = {one["event"]: one.keys() for one in whole.history}
+    for one in resumed.history[len(before) :]:
+        assert one.keys() == keys.get(one["event"], one.keys())
+    assert len(resumed.results["architecture"]) == len(whole.results["architecture"])
+    assert main(["fit", "--resume", str(again), "--quiet"]) == 0
+    for one, other in zip(resumed.history, read(again).history, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
 
 
 def test_the_options_of_an_old_run_cannot_be_changed(interrupted, capsys):

@@ -287,8 +287,16 @@ def test_what_was_promised_is_kept_next_to_what_came():
     assert event.realized_decrease is None
     assert 0 < event.expected_decrease < event.loss_before
     train(model, optimizer, 40)
+    with torch.no_grad():
+        units = model[:2](X)
+        existing = torch.cat([units[:, :3], torch.ones(len(X), 1)], 1)
+        # a pseudoinverse: one of the existing units is dead
+        predicted = existing @ torch.linalg.pinv(existing.double()).float() @ units[:, 3:]
+        without = model[2](torch.cat([units[:, :3], predicted], 1))
+        brought = float(F.cross_entropy(without, Y) - F.cross_entropy(model(X), Y))
     grower.grow([(X, Y)], moves=("width",))
-    assert 0 < event.realized_decrease < 3
+    assert event.realized_decrease == pytest.approx(brought, rel=1e-3)
+    assert event.realized_decrease > 0
     assert grower.last_round.realized_decrease == event.realized_decrease
     again = senn.events.GrowthRound.from_state(grower.last_round.state())
     assert again == grower.last_round

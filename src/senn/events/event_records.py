@@ -240,8 +240,7 @@ class GrowthRound:
         score_limit: lambda, which the exact score can't exceed (Theorem 3.1); that of Kronecker factors can.
         accepted: the accepted candidates, in order.
         refused: the best other candidates of each kind at each place, the closest to being accepted first.
-        realized_decrease: decrease of the loss per sample, over `loss_per_nat`, since the changes of the round before;
-            None if it made none.
+        realized_decreases: of each change of the round before, its `realized_decrease`, in the order of its events.
     """
 
     round: int
@@ -257,8 +256,14 @@ class GrowthRound:
     score_limit: float
     accepted: tuple[Decision, ...]
     refused: tuple[Decision, ...]
-    realized_decrease: float | None = None
+    realized_decreases: tuple[float | None, ...] = ()
     samples_known: bool = True
+
+    @property
+    def realized_decrease(self) -> float | None:
+        """What all changes of the round before have brought, in nats per sample; None where that isn't known."""
+        known = [value for value in self.realized_decreases if value is not None]
+        return sum(known) if known else None
 
     def __str__(self) -> str:
         """Table for a terminal: the round in a line, then every candidate with its decision."""
@@ -282,6 +287,8 @@ class GrowthRound:
         record["refused"] = [one.as_dict() for one in self.refused]
         record["moves"] = list(self.moves)
         record["architecture"] = list(self.architecture)
+        record["realized_decreases"] = list(self.realized_decreases)
+        record["realized_decrease"] = self.realized_decrease
         return record
 
     def _repr_html_(self) -> str:
@@ -301,6 +308,8 @@ class GrowthRound:
         values = dict(state)
         for name in ("accepted", "refused"):
             values[name] = tuple(Decision.from_state(one) for one in state[name])
-        for name in ("moves", "architecture"):
-            values[name] = tuple(state[name])
+        together = values.pop("realized_decrease", None)  # senn 0.1 had one figure for all changes
+        values.setdefault("realized_decreases", () if together is None else (together,))
+        for name in ("moves", "architecture", "realized_decreases"):
+            values[name] = tuple(values[name])
         return cls(**values)

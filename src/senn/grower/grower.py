@@ -264,7 +264,7 @@ class Grower(GrowerSettings, GrowerMemory):
                 policy,
                 number=self.rounds + 1,
                 moves=wanted,
-                realized=self._realized_decrease(),
+                realized=self._realized_decreases(),
             )
         except BaseException:  # an interrupt as well: half a round would be observed twice
             restore()

@@ -259,11 +259,6 @@ class GrowerMemory:
                 event.realized_decrease = (loss - session.loss_before) / event.loss_per_nat
         self._open_round, self._new_entries = None, []
 
-    def _realized_decrease(self) -> float | None:
-        """Realized decrease of the last round's additions together, once a batch has shown it."""
-        known = [
-            event.realized_decrease
-            for event in self.events
-            if event.round == self.rounds and event.realized_decrease is not None
-        ]
-        return sum(known) if known else None
+    def _realized_decreases(self) -> tuple[float | None, ...]:
+        """What each change of the last round has brought."""
+        return tuple(one.realized_decrease for one in self.events if one.round == self.rounds)

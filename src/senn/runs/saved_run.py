@@ -114,7 +114,7 @@ def _begins_as_noted(text: bytes, note: object) -> bool:
 
 
 def fill_realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Copy the decrease that a round measured into the records of the changes before it.
+    """Copy the decreases that a round measured into the records of the changes before it.
 
     A finished run's history has it there already; one written record by record can't.
 
@@ -126,10 +126,16 @@ def fill_realized(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if record["event"] == "growth":
             changes.append(record)
         elif record["event"] == "growth_round":
-            for change in changes:
-                change["realized_decrease"] = record.get(
-                    "realized_decrease", change.get("realized_decrease")
-                )
+            # senn 0.1 had one figure for all
+            alike = (
+                [record["realized_decrease"]] * len(changes)
+                if "realized_decrease" in record
+                else []
+            )
+            for change, value in zip(
+                changes, record.get("realized_decreases", alike), strict=False
+            ):
+                change["realized_decrease"] = value
             changes = []
     return history
 

@@ -18,7 +18,7 @@ def select_candidates(
     *,
     number: int,
     moves: Sequence[str],
-    realized: float | None,
+    realized: Sequence[float | None],
 ) -> GrowthRound:
     """Let the policy accept candidates of the pool, one after the other, until it wants no more.
 
@@ -28,7 +28,7 @@ def select_candidates(
         policy: what chooses; on the first rank alone.
         number: number of the round.
         moves: moves of `MOVES` that may happen.
-        realized: decrease of the loss since the changes of the round before, in nats per sample, or None.
+        realized: what each change of the round before has brought, in nats per sample.
 
     Returns:
         the round's record.
@@ -66,7 +66,7 @@ def select_candidates(
         score_limit=pool.prices.score_limit,
         accepted=tuple(accepted),
         refused=tuple(sorted(refused, key=lambda one: -one.margin)),
-        realized_decrease=realized,
+        realized_decreases=tuple(realized),
     )
 
 

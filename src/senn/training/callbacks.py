@@ -60,8 +60,8 @@ class Callback:
 
         Args:
             record: `event` ("growth_round"), `epoch`, `step` and the fields of `senn.events.GrowthRound`, with the
-                widths before in `architecture`. `realized_decrease` is what came of the changes of the round before;
-                their own records say so from now on, too.
+                widths before in `architecture`. `realized_decreases` is what came of each change of the round before,
+                `realized_decrease` their sum; their own records say so from now on, too.
         """
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:

@@ -45,9 +45,11 @@ class Story {
         round.record = record;
         if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId); // unknown before
         const last = this.rounds[this.rounds.length - 2];
-        const added = last ? last.changes.filter((change) => change.kind !== "prune") : [];
-        // live, changes were recorded before theirs was known: the sum then stands with the first one
-        if (added.length && known(record.realized_decrease) && !added.some((change) => known(change.realized_decrease))) added[0].realized_decrease = record.realized_decrease;
+        // live, changes were recorded before theirs was known; senn 0.1 had one figure for all
+        if (last) last.changes.forEach((change, at) => {
+          const value = record.realized_decreases ? record.realized_decreases[at] : record.realized_decrease;
+          if (known(value)) change.realized_decrease = value;
+        });
       }
       else if (record.event === "growth") {
         if (!round || round.step !== record.step) begin(record);
