@@ -252,6 +252,13 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
         single.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     )
     assert single.evaluate("document.documentElement.scrollWidth") <= 690
+    # nor do the longest figures and names run over the edge
+    single.evaluate(
+        "for (const row of document.querySelectorAll('table.paper .accepted')) {"
+        " const [, change, , ...figures] = row.cells; change.append('.in.a.module.of.a.module');"
+        " figures.slice(0, 4).forEach((cell, at) => { cell.textContent = at ? '−0.000286' : '−0.000286 ± 0.00041'; }); }"
+    )
+    assert single.evaluate("document.documentElement.scrollWidth") <= 690
     assert single.locator(".chart details:visible, .list:visible, button:visible").count() == 0
     single.evaluate("dispatchEvent(new Event('afterprint'))")
     single.emulate_media(media="screen", color_scheme="light")

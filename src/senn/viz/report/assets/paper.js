@@ -9,7 +9,7 @@ const REFUSED_ON_PAPER = 3; // the closest of a round
 function paperRows(story, round) {
   const nat = (round.record || {}).loss_per_nat || 1;
   const give = (decrease, one, unit) => (one.held_out_stderr ? plusMinus(decrease, one.held_out_stderr / (2 * unit)) : num(decrease));
-  const row = (kind, verdict, one, figures, why) => el("tr", { class: kind }, el("td", {}, verdict), el("td", { class: one.place.length > 24 ? "long" : null }, badge(one.kind), ` ${one.place}`), figures.map((cell) => el("td", {}, cell)), el("td", {}, why));
+  const row = (kind, verdict, one, figures, why) => el("tr", { class: kind }, el("td", {}, verdict), el("td", {}, badge(one.kind), ` ${one.place}`), figures.map((cell) => el("td", {}, cell)), el("td", {}, why));
   const taken = round.changes.map((one) => row("accepted", "accepted", one, [signedCount(one.parameters), give(one.expected_decrease, one, one.loss_per_nat || 1), num(one.price), "", signed(one.realized_decrease)],
     one.kind === "insert" ? `${one.detail}, ${plural(one.width_after, "unit")}` : `${count(one.width_before)} → ${count(one.width_after)} units`));
   const refused = story.candidates(round).filter((one) => !one.accepted);
