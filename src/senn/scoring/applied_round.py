@@ -189,11 +189,12 @@ class RoundToApply:
                 length, decrease = birth.perform(
                     session.probe_loss, stepped=self.birth == "stepped"
                 )
-                if self.optimizer is not None:
+                if self.optimizer is None:
+                    receipt.refresh()  # the birth has written to the model
+                else:
                     receipt.warm_second_moments(
                         self.optimizer, functools.partial(gradient_moments, session)
                     )
-                receipt.refresh()
                 loss_after = session.probe_loss()
             agree_on_weights(communicator, "compare the changed model", model)
             receipt.keep()
