@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from criteria_moments import moments
 from criteria_promises import promises
 from criteria_twins import variants, winner
 from results import stored, table
@@ -26,8 +27,9 @@ Made by `python docs/criteria_page.py` from `benchmarks/results/criteria.json`, 
 what is there is not run again. SENN_DATA names the folder with the public sets. Arms, births and seeds that
 haven't run are missing here; tables say how many seeds each has.
 
-    python benchmarks/criteria.py --births stepped --out benchmarks/results/criteria.json
+    python benchmarks/criteria.py --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --births silent own --out benchmarks/results/criteria.json
+    python benchmarks/criteria.py --tasks mnist --when half spread --births stepped silent --arms score "random units" fixed --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --oracle --births silent stepped --out benchmarks/results/criteria.json
 
 One trainer for all: the same rows, batches, first weights, AdamW, learning rates (constant, down over the last third),
@@ -42,6 +44,7 @@ TASKS = {
     "mnist": "12,000 rows of MNIST, 784-[10]-10 to 42 units, 15 epochs",
     "digits": "the digits of scikit-learn, 64-[10]-10 to 42 units",
     "bike": "hired bicycles an hour, 4,000 rows, 12-[8]-[8]-1 to 32 and 32 units, least squares",
+    "california": "prices of houses, 4,000 rows, 13-[8]-[8]-1 to 32 and 32 units, least squares",
     "letter": "printed letters, 4,000 rows, 16-[8]-[8]-26 to 32 and 32 units",
     "cifar": "4,000 images of CIFAR-10 (JPEG copy) at 16 x 16, four convolutions, [6] and [6] channels to 22 and 22",
     "text": "characters of plays, a transformer of width 32 with two blocks, feed-forward layers of [16] to 64",
@@ -304,7 +307,7 @@ def main() -> None:
     records = [one for one in everything if not one["arm"].startswith("oracle")]
     arms = table(("units from", "what"), [*ARMS.items()])
     parts = [START, arms, ""]
-    for section in (findings, summary, promises, births, task_tables, looking):
+    for section in (findings, summary, moments, promises, births, task_tables, looking):
         parts += section(records)
     parts += [*oracle(everything), *winner(), *variants()]
     (HERE / "criteria.md").write_text("\n".join(parts).rstrip() + "\n")

@@ -16,7 +16,7 @@ def promises(records: Sequence[Record]) -> Iterator[str]:
     """What the units that the score chose promised, and what they brought by the next birth."""
     rows = []
     for birth in ("stepped", "silent"):
-        for when in ("early", "late"):
+        for when in ("early", "late", "half", "spread"):
             for task in dict.fromkeys(one["task"] for one in records):
                 mine = [
                     one
