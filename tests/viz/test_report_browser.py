@@ -256,7 +256,8 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     single.evaluate(
         "for (const row of document.querySelectorAll('table.paper .accepted')) {"
         " const [, change, , ...figures] = row.cells; change.append('.in.a.module.of.a.module');"
-        " figures.slice(0, 4).forEach((cell, at) => { cell.textContent = at ? '−0.000286' : '−0.000286 ± 0.00041'; }); }"
+        " const number = '\\u22120.000286';"
+        " figures.slice(0, 4).forEach((cell, at) => { cell.textContent = number + (at ? '' : ' ± 0.00041'); }); }"
     )
     assert single.evaluate("document.documentElement.scrollWidth") <= 690
     assert single.locator(".chart details:visible, .list:visible, button:visible").count() == 0
