@@ -34,8 +34,8 @@ def moments(records: Sequence[Record]) -> Iterator[str]:
         return
     about = "; ".join(f"*{when}*: {what}" for when, what in MOMENTS.items())
     yield (
-        f"\n## Other moments\n\nThe same units come {about}. Differences are those to the net of the final size, paired "
-        "seed by seed, with their standard error; above 0 in accuracy and below 0 in loss growing is better.\n"
+        f"\n## Other moments\n\nThe same units come {about}. Differences are those to the net of the final size, "
+        "paired seed by seed, with their standard error; above 0 in accuracy and below 0 in loss growing is better.\n"
     )
     head = ("task", "when", "units from", "birth", "seeds", "accuracy or R²", "less fixed")
     yield table((*head, "loss", "less fixed"), rows) + "\n"

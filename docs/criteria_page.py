@@ -29,7 +29,8 @@ haven't run are missing here; tables say how many seeds each has.
 
     python benchmarks/criteria.py --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --births silent own --out benchmarks/results/criteria.json
-    python benchmarks/criteria.py --tasks mnist --when half spread --births stepped silent --arms score "random units" fixed --out benchmarks/results/criteria.json
+    python benchmarks/criteria.py --tasks mnist --when half spread --births stepped silent \\
+        --arms score "random units" fixed --out benchmarks/results/criteria.json
     python benchmarks/criteria.py --oracle --births silent stepped --out benchmarks/results/criteria.json
 
 One trainer for all: the same rows, batches, first weights, AdamW, learning rates (constant, down over the last third),
