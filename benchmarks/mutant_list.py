@@ -1,4 +1,4 @@
-"""Hand-picked mutants of formulas: one factor, sign, transpose or fold each."""
+"""Hand-picked mutants of formulas: one factor, sign, transpose or fold each. A list, so longer than other files."""
 
 from __future__ import annotations
 
@@ -235,6 +235,16 @@ MUTANTS = [
             "if stepped:",
         ),
         (
+            "a step is given up at a 64th of its length",
+            "*(0.25**k for k in range(3, 11)))",
+            "0.25**3)",
+        ),
+        (
+            "the whole of the best length is given",
+            "silent, given = loss(), STEP_FRACTION * length",
+            "silent, given = loss(), length",
+        ),
+        (
             "a parabola's vertex on the wrong side",
             "return b - ((b - a) * left",
             "return b + ((b - a) * left",
@@ -242,7 +252,7 @@ MUTANTS = [
     ),
     *_mutants(
         "scoring/ablation.py",
-        ("tests/scoring/test_births.py",),
+        ("tests/grower/test_grower.py",),
         (
             "units go and nothing takes over",
             "= weight[:, gone] @ compensation(gains.inverse.dense, gone)",
