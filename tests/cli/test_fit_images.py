@@ -409,9 +409,9 @@ def test_photographs_of_cifar_10(tmp_path, monkeypatch, capsys):
         "--image-size",
         "16",
         "--epochs",
-        "6",
+        "12",
         "--out",
         str(tmp_path / "run"),
     ]
     assert main([*argv, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["test"]["accuracy"] > 0.7
+    assert json.loads(capsys.readouterr().out)["test"]["accuracy"] > 0.75
