@@ -245,6 +245,7 @@ def _results(
         "parameters": trained.parameters,
         "seconds": trained.seconds,
         "best_epoch": trained.best_epoch,
+        "kept": trained.kept,
         "interrupted": trained.interrupted,
         "test": scores,
         "validation": trained.validation,

@@ -93,6 +93,6 @@ class Callback:
         """Called when training has ended, by itself or by an interruption.
 
         Args:
-            record: `event` ("end"), `best_epoch`, `epochs` (trained), `architecture`, `parameters`,
-                `seconds`, `validation` (metric to value), `interrupted` (bool), `reason` (why it ended).
+            record: `event` ("end"), `best_epoch`, `kept` (why that one), `epochs` (trained), `architecture`,
+                `parameters`, `seconds`, `validation` (metric to value), `interrupted` (bool), `reason` (why it ended).
         """

@@ -30,7 +30,7 @@ from senn.training.train_result import (
     forward_flops,
 )
 from senn.training.train_step import Batch, TrainStep
-from senn.training.validation import rank, validation_figures
+from senn.training.validation import Validation, validate
 
 
 def fit_model(
@@ -111,13 +111,15 @@ class Training:
         config = recipe.plan(len(rows))
         communicator = None if checkpointer is None else checkpointer.communicator
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
-        self.recorder = RoundRecorder(self.learner, self.tell, widths_before=True)
+        self.recorder = RoundRecorder(
+            self.learner, self.tell, changed=self.forget_former_size, widths_before=True
+        )
         # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
         # loss tells epochs apart more reliably.
         is_large = held_out is not None and len(held_out) >= 1000
         self.monitor = recipe.monitor or ("score" if is_large else "loss")
         self.rounds = GrowthSchedule(recipe, config.steps)
-        best = BestModel(copy.deepcopy(model), 0, self.validate(model))
+        best = BestModel(model=copy.deepcopy(model), epoch=0, validation=self.validate(model))
         self.state = RunState(
             config=config, best=best, order_generator=generator.get_state(), started=started
         )
@@ -144,7 +146,7 @@ class Training:
             if self._before_round is not None:
                 self.keep(self._before_round)
         except NUMERICAL as error:
-            state.reason = f"{first_line(error)}, in epoch {state.epoch}; the net is that of epoch {state.best.epoch}"
+            state.reason = f"{first_line(error)}, in epoch {state.epoch}; the net is that of epoch {self.kept_epoch}"
         return self.finish(interrupted)
 
     def one_epoch(self) -> bool:
@@ -311,17 +313,15 @@ class Training:
         state = self.state
         averaged = self.learner.averaged
         model = self.model if averaged is None or averaged.n_averaged == 0 else averaged.module
-        figures = self.validate(model)
+        validation = self.validate(model)
+        figures = {} if validation is None else validation.figures
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
-            best = state.best.epoch
             state.reason = (
-                f"the loss was not finite in epoch {state.epoch}; the net is that of epoch {best}"
+                f"the loss was not finite in epoch {state.epoch}; "
+                f"the net is that of epoch {self.kept_epoch}"
             )
             return True
-        # Without validation rows every epoch is the best so far, so the last one is kept.
-        if not figures or rank(figures, self.monitor) < rank(state.best.validation, self.monitor):
-            # A deep copy, since later rounds change its sizes in place.
-            state.best = BestModel(copy.deepcopy(model), state.epoch, figures)
+        state.consider(model, validation, self.monitor)
         record = epoch_record(
             self.model,
             state,
@@ -332,18 +332,27 @@ class Training:
         )
         self.tell(record)
         # Never before the end of growth: a network that is about to grow isn't done.
-        is_stale = bool(figures) and state.epoch - state.best.epoch >= state.config.patience
+        is_stale = bool(figures) and state.epoch - state.best_epoch >= state.config.patience
         return (
             is_stale
             and state.step >= state.config.growth_end
             and state.cut_short(self.recipe, self.monitor)
         )
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
-        """Compute loss and score on the validation rows; empty without any."""
+    @property
+    def kept_epoch(self) -> int:
+        """Epoch whose network is kept if the run ends now."""
+        return self.state.kept(self.monitor)[0].epoch
+
+    def forget_former_size(self) -> None:
+        """Note that the size has changed: what was best before was so at another size."""
+        self.state.since_change = None
+
+    def validate(self, model: nn.Module) -> Validation | None:
+        """Compute loss and score on the validation rows; None without any."""
         if self.held_out is None:
-            return {}
-        return validation_figures(model, self.held_out, self.inputs, self.learner.loss, self.task)
+            return None
+        return validate(model, self.held_out, self.inputs, self.learner.loss, self.task)
 
     def announce(self) -> None:
         """Record what is about to happen."""
@@ -367,17 +376,18 @@ class Training:
         """Record how the run ended, and return its result with the best network."""
         if self.checkpointer is not None:
             self.checkpointer.end()
-        best = self.state.best
+        kept, why = self.state.kept(self.monitor)
         # Eval mode: what comes out is for predicting.
-        model = best.model.eval()
+        model = kept.model.eval()
         run = TrainResult(
             model=model,
             history=self.state.history,
             architecture=architecture(model),
             parameters=count_parameters(model),
             seconds=self.state.seconds,
-            best_epoch=best.epoch,
-            validation=best.validation,
+            best_epoch=kept.epoch,
+            kept=why,
+            validation=kept.figures,
             interrupted=interrupted,
         )
         self.tell(end_record(run, self.state.reason))

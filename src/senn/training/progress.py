@@ -74,7 +74,7 @@ def _change_line(record: Mapping[str, Any]) -> str:
 
 
 def _end_line(record: Mapping[str, Any]) -> str:
-    return f"training ended: {record['reason']} (epoch {record['best_epoch']} is kept)"
+    return f"training ended: {record['reason']}; {record['kept']}"
 
 
 class LinesCallback(Callback):

@@ -101,6 +101,7 @@ def end_record(result: TrainResult, reason: str) -> Record:
     return {
         "event": "end",
         "best_epoch": result.best_epoch,
+        "kept": result.kept,
         # Counted, since the best epoch may lie before the last.
         "epochs": sum(record["event"] == "epoch" for record in result.history),
         "architecture": list(result.architecture),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from senn.collectives import Communicator
 from senn.errors import SennError
 from senn.training.round_records import Record, copies
 from senn.training.train_config import ResolvedConfig, TrainConfig
+from senn.training.validation import Validation, rank
 
 
 class Checkpointer(Protocol):
@@ -53,19 +55,54 @@ class Checkpointer(Protocol):
         """Ignore further interrupts: training has ended, and little remains to be done."""
 
 
-@dataclass
+@dataclass(kw_only=True, eq=False)
 class BestModel:
-    """Best network so far.
+    """Best network of some epochs.
 
     Attributes:
         model: a copy.
         epoch: epoch it is of; 0 for the network as it started.
-        validation: its validation figures; empty without validation rows.
+        validation: what it makes of the validation rows; None without any.
     """
 
     model: nn.Module
     epoch: int
-    validation: dict[str, float]
+    validation: Validation | None
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Its validation figures; empty without validation rows."""
+        return {} if self.validation is None else dict(self.validation.figures)
+
+    def state_dict(self) -> State:
+        """Return nested plain values and tensors."""
+        rows = self.validation
+        return {
+            "model": model_state(self.model),
+            "epoch": self.epoch,
+            "validation": self.figures,
+            "rows": None
+            if rows is None
+            else {"losses": rows.row_losses, "misses": rows.misses, "weight": rows.weight},
+        }
+
+    def loaded(self, state: Mapping[str, Any], device: torch.device) -> BestModel:
+        """Return the network that `state_dict` was taken of; this one has the sizes that the run began with."""
+        model = copy.deepcopy(self.model)
+        load_model_state(model, state["model"])
+        figures, validation = dict(state["validation"]), None
+        if figures:
+            empty = torch.zeros(0)
+            # senn 0.1 kept none
+            rows = state.get("rows") or {"losses": empty, "misses": None, "weight": empty}
+            misses: Tensor | None = rows["misses"]
+            validation = Validation(
+                figures=figures,
+                row_losses=rows["losses"].to(device),
+                misses=None if misses is None else misses.to(device),
+                weight=rows["weight"].to(device),
+            )
+        return BestModel(model=model, epoch=int(state["epoch"]), validation=validation)
 
 
 @dataclass(kw_only=True)
@@ -75,6 +112,7 @@ class RunState:
     Attributes:
         config: resolved configuration; it changes when a run is cut short.
         best: best network so far.
+        since_change: best network since the last change of size; None until an epoch has ended since then.
         order_generator: state of the generator before it drew the order of this epoch's rows.
         step: optimizer steps made.
         epoch: epochs begun.
@@ -88,6 +126,7 @@ class RunState:
     config: ResolvedConfig
     best: BestModel
     order_generator: Tensor
+    since_change: BestModel | None = None
     step: int = 0
     epoch: int = 0
     epoch_step: int = 0
@@ -121,6 +160,60 @@ class RunState:
         again.set_state(self.order_generator)
         return torch.randperm(rows, generator=again)
 
+    def consider(self, model: nn.Module, validation: Validation | None, monitor: str) -> None:
+        """Keep a copy of the network of an epoch that has ended, if it is the best so far or since the last change.
+
+        Args:
+            model: the network.
+            validation: what it makes of the validation rows; None without any: then the last one counts as the best.
+            monitor: figure that makes an epoch the best.
+        """
+
+        def beats(former: BestModel | None) -> bool:
+            if former is None or validation is None:
+                return True
+            return rank(validation.figures, monitor) < rank(former.figures, monitor)
+
+        is_best, is_newest = beats(self.best), beats(self.since_change)
+        if is_best or is_newest:
+            # A deep copy, since later rounds change its sizes in place.
+            found = BestModel(model=copy.deepcopy(model), epoch=self.epoch, validation=validation)
+            self.best = found if is_best else self.best
+            self.since_change = found if is_newest else self.since_change
+
+    @property
+    def best_epoch(self) -> int:
+        """Last epoch that was the best, of all or since the last change of size."""
+        newest = 0 if self.since_change is None else self.since_change.epoch
+        return max(self.best.epoch, newest)
+
+    def kept(self, monitor: str) -> tuple[BestModel, str]:
+        """Choose the network that is kept, and say why.
+
+        It is the one whose size was found: the best since the last change of size, unless an epoch before was better by
+        more than the noise of the validation rows.
+
+        Args:
+            monitor: figure that makes an epoch the best.
+        """
+        best, newest = self.best, self.since_change
+        if best.validation is None:
+            return best, "the last network is kept: there are no validation rows"
+        if newest is None or newest.validation is None or newest.epoch == best.epoch:
+            return (
+                best,
+                f"the network of epoch {best.epoch} is kept, the best on the validation rows",
+            )
+        if newest.validation.is_level_with(best.validation, monitor):
+            return newest, (
+                f"the network of epoch {newest.epoch} is kept, the best since the last change of size: epoch "
+                f"{best.epoch} before it is no better than chance could make it on the validation rows"
+            )
+        return best, (
+            f"the network of epoch {best.epoch} is kept: none since the last change of size is as good on the "
+            "validation rows"
+        )
+
     def cut_short(self, recipe: TrainConfig, monitor: str) -> bool:
         """Let the learning rate fall from now on, as at the end of a shorter run.
 
@@ -148,7 +241,7 @@ class RunState:
 
         The keys are those of version 0.1, so that its checkpoints can be resumed.
         """
-        best = self.best
+        newest = self.since_change
         return {
             "step": self.step,
             "epoch": self.epoch,
@@ -159,11 +252,8 @@ class RunState:
             "reason": self.reason,
             "seconds": self.seconds,
             "history": copies(self.history),
-            "best": {
-                "model": model_state(best.model),
-                "epoch": best.epoch,
-                "validation": dict(best.validation),
-            },
+            "best": self.best.state_dict(),
+            "since_change": None if newest is None else newest.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -176,9 +266,10 @@ class RunState:
         Raises:
             SennError: the state is of a run whose epochs have another number of steps.
         """
-        best, losses = state["best"], state["losses"]
-        load_model_state(self.best.model, best["model"])
-        self.best = BestModel(self.best.model, int(best["epoch"]), dict(best["validation"]))
+        losses, newest = state["losses"], state.get("since_change")  # senn 0.1 had none
+        first = self.best
+        self.best = first.loaded(state["best"], device)
+        self.since_change = None if newest is None else first.loaded(newest, device)
         config = ResolvedConfig(**state["plan"])
         # The position within an epoch would mean other rows.
         if config.batches != self.config.batches:

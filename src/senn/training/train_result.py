@@ -28,6 +28,7 @@ class TrainResult:
         parameters: number of its parameters.
         seconds: wall-clock time of the run.
         best_epoch: epoch that was kept; 0 for the network as it started.
+        kept: sentence that says which one is kept, and why.
         validation: metric to value at that epoch: `loss`, and `accuracy` or `r2`; empty without validation rows.
         interrupted: True if a KeyboardInterrupt ended the run.
     """
@@ -39,6 +40,7 @@ class TrainResult:
     seconds: float
     best_epoch: int
     validation: dict[str, float]
+    kept: str
     interrupted: bool = False
 
 

@@ -1,12 +1,14 @@
-"""Loss and score of a network on validation rows."""
+"""Loss and score of a network on validation rows, and whether two networks differ by more than noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from senn.training.batches import Inputs, Rows
 from senn.training.train_config import Task
@@ -17,10 +19,47 @@ IMAGES_AT_ONCE = 500
 """Images that are validated at once."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Validation:
+    """What a network makes of validation rows.
+
+    Attributes:
+        figures: `loss`, and `accuracy` or `r2`.
+        row_losses: (n,) loss of each row.
+        misses: (n,) 1 for each row whose class is wrong; None for regression.
+        weight: (n,) weights of the rows, which sum to 1.
+    """
+
+    figures: dict[str, float]
+    row_losses: Tensor
+    misses: Tensor | None
+    weight: Tensor
+
+    def is_level_with(self, best: Validation, monitor: str) -> bool:
+        """Return True if this network is no worse than another by more than the standard error of their difference.
+
+        Rows are paired: what is hard for both cancels.
+
+        Args:
+            best: of the other network, on the same rows.
+            monitor: `loss`, or `score` for the accuracy.
+        """
+        ours, theirs = self.row_losses, best.row_losses
+        if monitor == "score" and self.misses is not None and best.misses is not None:
+            ours, theirs = self.misses, best.misses
+        if len(ours) != len(theirs):  # of a run that senn 0.1 began, which kept no losses of rows
+            return False
+        difference = (ours - theirs).double()
+        mean = (self.weight * difference).sum()
+        variance = (self.weight * (difference - mean)).square().sum()
+        # NaN compares as False
+        return bool(mean <= variance.sqrt())
+
+
 @torch.no_grad()
-def validation_figures(
+def validate(
     model: nn.Module, rows: Rows, inputs: Inputs, loss: Callable[..., Tensor], task: Task
-) -> dict[str, float]:
+) -> Validation:
     """Compute loss and score of a model in eval mode; its own mode is left as it was.
 
     Args:
@@ -31,7 +70,7 @@ def validation_figures(
         task: `classification` or `regression`; decides on the score.
 
     Returns:
-        `loss`, and `accuracy` or `r2`.
+        Figures of all rows, and losses of each.
     """
     training = model.training
     model.eval()
@@ -40,19 +79,22 @@ def validation_figures(
     model.train(training)
     figures = {"loss": loss(output, rows.y, rows.weight).item()}
     weight = torch.ones(len(rows)).to(output) if rows.weight is None else rows.weight
+    share = (weight / weight.sum()).double()
     if task == "classification":
         hit = (output.argmax(1) == rows.y).to(output)
         figures["accuracy"] = ((hit * weight).sum() / weight.sum()).item()
+        losses, misses = F.cross_entropy(output, rows.y, reduction="none"), 1 - hit
     else:
         figures["r2"] = r2(output, rows.y, weight)
-    return figures
+        losses, misses = (output - rows.y).square().flatten(1).mean(1), None
+    return Validation(figures=figures, row_losses=losses, misses=misses, weight=share)
 
 
 def rank(figures: dict[str, float], monitor: str) -> tuple[float, float]:
     """Rank validation figures: the smaller, the better.
 
     Args:
-        figures: as `validation_figures` returns them.
+        figures: of a `Validation`.
         monitor: `loss`, or `score` for the accuracy, with the loss to break ties.
 
     Returns:
