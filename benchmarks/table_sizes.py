@@ -95,7 +95,9 @@ def fit(
 ) -> dict[str, Any]:
     """Fit one net; returns its figures."""
     x, y, tests, targets = fold
-    options: dict[str, Any] = dict(recipe) if arm == "grown" else {}
+    options: dict[str, Any] = {}
+    if arm == "grown":  # JSON has no tuples
+        options = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.items()}
     if arm in GRID:
         options |= {"grow": False, "hidden": GRID[arm]}
     kind = SENNRegressor if is_regression else SENNClassifier
