@@ -147,7 +147,7 @@ def build_grower(
         max_params=recipe.max_params,
         max_width=recipe.max_width,
         round_to=recipe.round_to,
-        moves=recipe.moves,
+        moves=recipe.moves_of(is_table=isinstance(model, MLP)),
         candidate_config=_candidate_config(model, recipe),
         birth=recipe.birth,
         seed=recipe.seed,

@@ -23,7 +23,7 @@ from senn._validate import (
     whole,
 )
 from senn.nn.activations import activation_or_factory
-from senn.policies import BirthKind, Policy, policy_rule
+from senn.policies import MOVES, BirthKind, Policy, policy_rule
 from senn.training.policy_defaults import BY_NAME, PRICE, DefaultRounds, policy_defaults
 
 Task = Literal["classification", "regression"]
@@ -62,7 +62,7 @@ RANGES: Mapping[str, Rule] = {
     "max_params": whole(low=1).or_none(),
     "max_width": whole(low=1).or_none(),
     "round_to": whole(low=1),
-    "moves": each(one_of("width", "depth", "prune")),
+    "moves": each(one_of("width", "depth", "prune")).or_none(),
     "seed": a_seed(),
 }
 """Ranges of the fields of a `TrainConfig`."""
@@ -74,7 +74,7 @@ class TrainConfig:
     """Training configuration; the defaults suit tables and need no tuning.
 
     Attributes:
-        hidden: widths of the hidden layers at the start; None for (2,), with the paper's policy (1,).
+        hidden: widths of the hidden layers at the start; None for (64, 64), with the paper's policy (1,).
         shortcut: True to let the inputs also reach the outputs through one linear map; None for True, with the paper's
             policy False.
         activation: name of the activation (`relu`, `tanh`, `rational`, ...) or a module class; None for `relu`, with
@@ -119,7 +119,8 @@ class TrainConfig:
         max_params: most parameters that growth may reach; None for no limit.
         max_width: most units of a layer; None for no limit.
         round_to: grown widths are multiples of this.
-        moves: moves that growth may make, of `width`, `depth` and `prune`.
+        moves: moves that growth may make, of `width`, `depth` and `prune`; None for all of them, except that a
+            `senn.nn.MLP` keeps its depth by the price policy where `hidden` isn't given: it starts with layers enough.
         seed: seed of everything drawn at random.
 
     Raises:
@@ -170,7 +171,7 @@ class TrainConfig:
     max_params: int | None = None
     max_width: int | None = None
     round_to: int = 1
-    moves: tuple[str, ...] = ("width", "depth", "prune")
+    moves: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -193,6 +194,17 @@ class TrainConfig:
         """
         given = getattr(self, name)
         return getattr(policy_defaults(self.policy), name) if given is None else given
+
+    def moves_of(self, *, is_table: bool) -> tuple[str, ...]:
+        """Return the moves of a network: as they were given, or as they suit what it starts with.
+
+        Args:
+            is_table: True for a `senn.nn.MLP`, as tables have it.
+        """
+        if self.moves is not None:
+            return self.moves
+        starts_by_policy = is_table and self.hidden is None
+        return policy_defaults(self.policy).moves if starts_by_policy else tuple(MOVES)
 
     def plan(self, rows: int) -> ResolvedConfig:
         """Resolve the settings that depend on the number of training rows.
