@@ -151,7 +151,7 @@ def test_a_table_trains_with_fabrics_loggers(tmp_path):
         row["step"]: float(row["senn/train_loss"]) for row in written if row["senn/train_loss"]
     }
     assert losses == {str(record["step"]): record["train_loss"] for record in epochs}
-    assert float(written[0]["senn/width/0"]) == 2
+    assert float(written[0]["senn/width/0"]) == 64
     sizes = [float(row["senn/parameters"]) for row in written if row["senn/parameters"]]
     assert sizes[-1] == epochs[-1]["parameters"]
 

@@ -24,7 +24,7 @@ from senn.data.tabular.table_encoder import check_names, listed
 from senn.errors import SennError
 from senn.runs import FitOptions
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
-from senn.training.builders import build_model
+from senn.training.builders import build_model, start_widths
 from senn.training.run_state import Checkpointer
 
 _MOST_NAMED = 8
@@ -71,8 +71,7 @@ class Preparation:
     @property
     def start(self) -> tuple[int, ...]:
         """Widths of the hidden layers before training."""
-        hidden: tuple[int, ...] = self.recipe.start("hidden")
-        return hidden
+        return start_widths(self.x.shape[1], self.encoder.target.outputs, self.recipe)
 
     def line(self) -> str:
         """Describe the data in one line."""

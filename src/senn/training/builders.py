@@ -19,6 +19,7 @@ from senn.optim import NaturalGradient
 from senn.policies import Policy
 from senn.training.policy_defaults import policy_defaults
 from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import count_parameters
 
 # Learning rates that suit small networks on standardized tables, by optimizer; others keep torch's own default.
 _LR = {"adam": 5e-3, "adamw": 4e-3, "nadam": 5e-3, "radam": 5e-3, "rmsprop": 2e-3, "sgd": 0.1}
@@ -36,6 +37,45 @@ def loss_function(task: Task) -> Callable[..., Tensor]:
     return F.cross_entropy if task == "classification" else F.mse_loss
 
 
+def start_widths(features: int, outputs: int, recipe: TrainConfig) -> tuple[int, ...]:
+    """Return the widths that a table's network starts with.
+
+    Args:
+        features: number of inputs.
+        outputs: number of outputs.
+        recipe: its widths; without any those of the policy, halved until they keep to `max_width` and `max_params`.
+
+    Raises:
+        SennError: the activation is unknown.
+
+    Example:
+        >>> from senn.training.train_config import TrainConfig
+        >>> from senn.training.builders import start_widths
+        >>> start_widths(10, 2, TrainConfig()), start_widths(10, 2, TrainConfig(max_params=1000))
+        ((64, 64), (16, 16))
+    """
+    widths: tuple[int, ...] = recipe.start("hidden")
+    if recipe.hidden is not None:
+        return widths
+    while max(widths) > 1 and not _fits(features, outputs, widths, recipe):
+        widths = tuple(max(1, width // 2) for width in widths)
+    return widths
+
+
+def _fits(features: int, outputs: int, widths: tuple[int, ...], recipe: TrainConfig) -> bool:
+    if recipe.max_width is not None and max(widths) > recipe.max_width:
+        return False
+    if recipe.max_params is None:
+        return True
+    with torch.device("meta"):
+        return count_parameters(_mlp(features, widths, outputs, recipe)) <= recipe.max_params
+
+
+def _mlp(features: int, widths: tuple[int, ...], outputs: int, recipe: TrainConfig) -> MLP:
+    activation, shortcut = recipe.start("activation"), recipe.start("shortcut")
+    return MLP(features, widths, outputs, activation=activation, shortcut=shortcut)
+
+
 def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     """Build a fresh network that predicts the mean.
 
@@ -47,13 +87,7 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     Raises:
         SennError: the activation is unknown.
     """
-    model = MLP(
-        features,
-        recipe.start("hidden"),
-        outputs,
-        activation=recipe.start("activation"),
-        shortcut=recipe.start("shortcut"),
-    )
+    model = _mlp(features, start_widths(features, outputs, recipe), outputs, recipe)
     linear = [module for module in model.body.modules() if isinstance(module, nn.Linear)]
     # Output weights of zero, as those of units that grow: with standardized targets the start is the mean prediction,
     # and fixed networks start from the same loss (docs/criteria.md).

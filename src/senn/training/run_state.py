@@ -136,6 +136,9 @@ class RunState:
     # Shifted on resumption, so that the seconds of former parts of the run count.
     started: float
 
+    def __post_init__(self) -> None:
+        self.since_change = self.since_change or self.best
+
     @property
     def seconds(self) -> float:
         """Seconds since the run began, former parts of a resumed run included."""
