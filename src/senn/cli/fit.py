@@ -28,7 +28,7 @@ from senn.cli.workers import WorkerCheckpointer, processes, shared_state
 from senn.collectives import Communicator
 from senn.data.images import is_images
 from senn.errors import SennError
-from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder
+from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder, read_start
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
@@ -69,7 +69,10 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
             pass
         with communicator.fail_together("begin"):
             options, _ = arguments.options()
-            preparation = None if options is None or arguments.dry_run else _prepare(options)
+            is_idle = options is None or arguments.dry_run
+            preparation = (
+                None if options is None or is_idle else _prepare(options, arguments.resume)
+            )
         if preparation is None:
             return 0
         with communicator.fail_together("open the folder"):
@@ -93,7 +96,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
     with communicator.fail_together("read the run"):
         options, saved = arguments.options()
     with communicator.fail_together("begin"):
-        preparation = None if options is None else _prepare(options)
+        preparation = None if options is None else _prepare(options, arguments.resume)
     # highlight=False: rich would color numbers, also in the names of columns and files.
     console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
     say = _LinePrinter(console)
@@ -180,8 +183,10 @@ def _open_run(
     return checkpointer
 
 
-def _prepare(options: FitOptions) -> Prepared:
-    return prepare_images(options) if is_images(options.data) else prepare(options)
+def _prepare(options: FitOptions, resumed: Path | None) -> Prepared:
+    if is_images(options.data):
+        return prepare_images(options)
+    return prepare(options, begun_with=None if resumed is None else read_start(resumed))
 
 
 class _LinePrinter:

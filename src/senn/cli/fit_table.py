@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -153,11 +153,13 @@ class Preparation:
         return planned(model, self.recipe, self.start, self.y, unit=self.x.shape[1] + 1 + outputs)
 
 
-def prepare(options: FitOptions) -> Preparation:
+def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> Preparation:
     """Read, split and encode a table, and choose its recipe, before anything is written.
 
     Args:
         options: of the run.
+        begun_with: widths that a run which is resumed began with, which may be those of an older version; None for a
+            new run.
 
     Returns:
         Data ready for training.
@@ -205,13 +207,18 @@ def prepare(options: FitOptions) -> Preparation:
         y=y,
         x_test=x_test,
         y_test=y_test,
-        recipe=_recipe(options, encoder, x.shape[1]),
+        recipe=_recipe(options, encoder, x.shape[1], begun_with),
     )
 
 
-def _recipe(options: FitOptions, encoder: TableEncoder, features: int) -> TrainConfig:
+def _recipe(
+    options: FitOptions, encoder: TableEncoder, features: int, begun_with: tuple[int, ...] | None
+) -> TrainConfig:
     """Build the recipe of defaults and options, checked as far as is possible by now."""
     recipe = TrainConfig(policy=chosen_policy(options), **recipe_fields(options))
+    start = start_widths(features, encoder.target.outputs, recipe)
+    if begun_with is not None and begun_with != start:
+        recipe = replace(recipe, hidden=begun_with)
     # The draws for this network must not shift those of training.
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)

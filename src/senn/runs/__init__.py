@@ -7,7 +7,17 @@ the checksums of all. While it goes on, everything is in `unfinished/`: `run.jso
 
 from senn.runs.fit_options import FitOptions
 from senn.runs.run_folder import RunFolder
-from senn.runs.saved_run import FIGURE, HISTORY, REPORT, RESULTS, SavedRun, check, complete, read
+from senn.runs.saved_run import (
+    FIGURE,
+    HISTORY,
+    REPORT,
+    RESULTS,
+    SavedRun,
+    check,
+    complete,
+    read,
+    read_start,
+)
 
 __all__ = [
     "FIGURE",
@@ -20,4 +30,5 @@ __all__ = [
     "check",
     "complete",
     "read",
+    "read_start",
 ]

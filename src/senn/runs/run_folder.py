@@ -163,6 +163,8 @@ class RunFolder(UnfinishedRun):
         at: TracebackType | None,
     ) -> None:
         self._leave()
+        if isinstance(error, SennError) and isinstance(error.__cause__, OSError):
+            error = error.__cause__  # a file of the model, whose draft it names
         if isinstance(error, OSError):
             raise self.unwritable(error) from error
 

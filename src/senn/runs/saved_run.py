@@ -77,8 +77,32 @@ def read(path: str | Path) -> SavedRun:
         results, history = None, _read_unfinished_history(home, about)
     options = read_options(about, home) if unfinished else None
     return SavedRun(
-        path=path, results=results, history=history, unfinished=unfinished, options=options
+        path=path,
+        results=results,
+        history=history,
+        unfinished=unfinished,
+        options=options,
     )
+
+
+def read_start(path: str | Path) -> tuple[int, ...] | None:
+    """Read the widths of the hidden layers that an unfinished run began with.
+
+    Args:
+        path: folder of the run.
+
+    Returns:
+        The widths; None if they aren't recorded, or the record is damaged: a checkpoint has the history, too.
+    """
+    home = Path(path) / UNFINISHED
+    try:
+        history = _read_unfinished_history(home, read_about(home))
+    except SennError:
+        return None
+    widths = history[0].get("architecture") if history else None
+    # bool is an int, and must not pass for a width.
+    sound = isinstance(widths, list) and all(type(one) is int and one > 0 for one in widths)
+    return tuple(widths) if sound and widths is not None else None
 
 
 def _read_unfinished_history(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -111,9 +111,8 @@ class Training:
         config = recipe.plan(len(rows))
         communicator = None if checkpointer is None else checkpointer.communicator
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
-        self.recorder = RoundRecorder(
-            self.learner, self.tell, changed=self.forget_former_size, widths_before=True
-        )
+        changed = self.forget_former_size
+        self.recorder = RoundRecorder(self.learner, self.tell, changed=changed, widths_before=True)
         # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
         # loss tells epochs apart more reliably.
         is_large = held_out is not None and len(held_out) >= 1000
@@ -316,10 +315,8 @@ class Training:
         validation = self.validate(model)
         figures = {} if validation is None else validation.figures
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
-            state.reason = (
-                f"the loss was not finite in epoch {state.epoch}; "
-                f"the net is that of epoch {self.kept_epoch}"
-            )
+            where = f"the net is that of epoch {self.kept_epoch}"
+            state.reason = f"the loss was not finite in epoch {state.epoch}; {where}"
             return True
         state.consider(model, validation, self.monitor)
         record = epoch_record(
