@@ -16,6 +16,7 @@ from typing import Any
 
 from results_paper import experiments
 from results_running import running
+from results_tables import table_sizes
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "results"
@@ -428,6 +429,7 @@ def main() -> None:
     tables = (digits, images, auto_size, automatic, growth_step, natural_gradient, calibration)
     for section in tables:
         parts += section()
+    parts += table_sizes([*stored("table_sizes").values()], table)
     parts += experiments(stored, is_stored, table)
     for section in (mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()
