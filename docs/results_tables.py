@@ -20,9 +20,9 @@ def table_sizes(records: Sequence[Record], table: Table) -> Iterator[str]:
         "Grown by default beside a fixed net of 128-128 with the same optimizer, epochs and stopping rule, on the same "
         f"inputs; at most 6,000 rows a table, {folds} folds, {seeds} seeds. *Less* is grown less fixed, mean ± its "
         "standard error over folds and seeds: of the score (accuracy or R²), where above 0 growing is better, and of "
-        "the logarithm of the loss (log-loss or RMSE), where below 0 it is. *Varies* is the deviation of the grown size "
-        "over seeds, over its mean, averaged over folds. The start of two layers of 64 was chosen by `--tuning`, which "
-        "looks at no row of the test folds, with seeds 100 and 101.\n"
+        "the logarithm of the loss (log-loss or RMSE), where below 0 it is. *Varies* is the deviation of the grown "
+        "size over seeds, over its mean, averaged over folds. The start of two layers of 64 was chosen by `--tuning`, "
+        "which looks at no row of the test folds, with seeds 100 and 101.\n"
     )
     rows, scores = [], []
     for name in dict.fromkeys(one["table"] for one in records):
