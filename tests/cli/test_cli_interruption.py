@@ -34,7 +34,7 @@ class TestInterruption:
 
     def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(
-            fit_command, "_prepare", lambda args: signal.raise_signal(signal.SIGINT)
+            fit_command, "_prepare", lambda *args: signal.raise_signal(signal.SIGINT)
         )
         assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
         assert capsys.readouterr().err == "senn: interrupted\n"

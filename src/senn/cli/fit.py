@@ -241,6 +241,7 @@ def _results(
 ) -> dict[str, Any]:
     """Return the content of results.json."""
     recipe = preparation.recipe
+    kept = {"best_epoch": trained.best_epoch, "kept": trained.kept}
     results = {
         "task": preparation.task,
         "seed": recipe.seed,
@@ -249,8 +250,7 @@ def _results(
         "architecture": list(trained.architecture),
         "parameters": trained.parameters,
         "seconds": trained.seconds,
-        "best_epoch": trained.best_epoch,
-        "kept": trained.kept,
+        **kept,
         "interrupted": trained.interrupted,
         "test": scores,
         "validation": trained.validation,

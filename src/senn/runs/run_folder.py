@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,9 @@ _GONE = f".gone.{UNFINISHED}."
 
 _DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
 """Name of a file that isn't complete yet."""
+
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""Numbers of the errors by which a system refuses to write more."""
 
 LOCK = ".lock"
 """File that is locked while a process is at work in a folder."""
@@ -163,10 +167,10 @@ class RunFolder(UnfinishedRun):
         at: TracebackType | None,
     ) -> None:
         self._leave()
-        if isinstance(error, SennError) and isinstance(error.__cause__, OSError):
-            error = error.__cause__  # a file of the model, whose draft it names
-        if isinstance(error, OSError):
-            raise self.unwritable(error) from error
+        cause = error.__cause__ if isinstance(error, SennError) else error
+        # what can't be written of the model is a SennError, which names a draft
+        if isinstance(cause, OSError) and (cause is error or cause.errno in FULL):
+            raise self.unwritable(cause) from error
 
     def _leave(self) -> None:
         with suppress(
