@@ -15,7 +15,7 @@ def table_sizes(records: Sequence[Record], table: Table) -> Iterator[str]:
     """Grown nets beside a fixed one of 128-128."""
     seeds = len({one["seed"] for one in records})
     folds = len({one["fold"] for one in records})
-    yield "## Sizes on ten tables\n\n`python benchmarks/table_sizes.py`\n"
+    yield "## Sizes on ten tables\n\n`python benchmarks/table_sizes.py --arms grown 128-128`\n"
     yield (
         "Grown by default beside a fixed net of 128-128 with the same optimizer, epochs and stopping rule, on the same "
         f"inputs; at most 6,000 rows a table, {folds} folds, {seeds} seeds. *Less* is grown less fixed, mean ± its "
