@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mean_error import mean_error
 from results import table
 
 Record = Mapping[str, Any]
@@ -46,6 +46,5 @@ def _figures(found: Sequence[Record], fixed: Mapping[int, Record]) -> tuple[str,
     for key in ("score", "loss"):
         cells.append(f"{statistics.fmean(one[key] for one in found):.4f}")
         less = [one[key] - fixed[one["seed"]][key] for one in found if one["seed"] in fixed]
-        error = statistics.stdev(less) / math.sqrt(len(less)) if len(less) > 1 else math.nan
-        cells.append(f"{statistics.fmean(less):+.4f} ± {error:.4f}" if less else "-")
+        cells.append(mean_error(less, sign=True) if less else "-")
     return tuple(cells)

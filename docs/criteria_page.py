@@ -15,6 +15,7 @@ from typing import Any
 from criteria_moments import moments
 from criteria_promises import promises
 from criteria_twins import variants, winner
+from mean_error import error, mean_error, plus_minus
 from results import stored, table
 
 HERE = Path(__file__).parent
@@ -69,22 +70,6 @@ ARMS = {
     "fixed, equal FLOPs": "the same, as many operations as the score's run, looking included",
     "never grown, equal FLOPs": "the small net, as many operations",
 }
-
-
-def error(values: Sequence[float]) -> float:
-    """Standard error of the mean."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-
-
-def plus_minus(mean: float, spread: float, digits: int = 4, sign: bool = False) -> str:
-    """A mean with its standard error, if that is known."""
-    text = f"{mean:{'+' if sign else ''}.{digits}f}"
-    return text if math.isnan(spread) else f"{text} ± {spread:.{digits}f}"
-
-
-def mean_error(values: Sequence[float], sign: bool = False) -> str:
-    """Mean and standard error as text."""
-    return plus_minus(statistics.fmean(values), error(values), sign=sign)
 
 
 def of(records: Sequence[Record], key: str = "loss", **about: str) -> dict[int, float]:
@@ -279,7 +264,8 @@ def oracle(records: Sequence[Record]) -> Iterator[str]:
     yield (
         "\n## The oracle\n\nTwelve candidates of the library's draw, each added to a copy with an optimizer of its "
         "own and trained on the same batches; Spearman's correlation of each figure with the fall of the validation "
-        "loss that the unit brought, mean over tasks, places and seeds, with the standard error over these.\n"
+        "loss that the unit brought, mean over tasks, places and seeds, with the standard error over these. "
+        f"It has run on {', '.join(dict.fromkeys(one['task'] for one in mine))}.\n"
     )
     names = [*mine[0]["correlations"]["after 100"]]
     for birth in ("silent", "stepped"):

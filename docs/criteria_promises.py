@@ -32,7 +32,9 @@ def promises(records: Sequence[Record]) -> Iterator[str]:
     yield (
         "\n## Promises, and what came of them\n\n*Promised* is the fall of the true loss on held-out rows with the "
         "whole natural step, *realized* what the units bring at the next birth, by ablation with compensation, on the "
-        "rows of that round; of the last birth it isn't known. Medians over births and seeds, with the quartiles of "
+        "rows of that round; of the last birth it isn't known. "
+        "Births that promised nothing have no ratio and are left out of the count. "
+        "Medians over births and seeds, with the quartiles of "
         "their ratio, and Spearman's rank correlation of the two. *Gradient* is the length of the gradient of new "
         "units' incoming weights over that of the others', 20 steps after the birth: mean over births.\n"
     )

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mean_error import mean_error
+
 Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
 Record = Mapping[str, Any]
 
@@ -43,8 +45,8 @@ def table_sizes(records: Sequence[Record], table: Table) -> Iterator[str]:
                 name,
                 f"{statistics.fmean(one['score'] for one, _ in pairs):.4f}",
                 f"{statistics.fmean(one['score'] for _, one in pairs):.4f}",
-                _mean_error(less),
-                _mean_error(ratio),
+                mean_error(less, sign=True),
+                mean_error(ratio, sign=True),
                 f"{sizes[0]:,.0f}",
                 f"{sizes[1]:,.0f}",
                 _variation([*grown.values()]),
@@ -64,14 +66,9 @@ def table_sizes(records: Sequence[Record], table: Table) -> Iterator[str]:
     yield table((*head, "time over its"), rows)
     better = sum(score >= 0 for score in scores)
     yield (
-        f"\nGrowing has the better score on {better} of {len(scores)} tables, mean {statistics.fmean(scores):+.4f} "
-        f"± {statistics.stdev(scores) / math.sqrt(len(scores)):.4f} over tables.\n"
+        f"\nGrowing has the better score on {better} of {len(scores)} tables, mean "
+        f"{mean_error(scores, sign=True)} over tables.\n"
     )
-
-
-def _mean_error(values: Sequence[float]) -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    return f"{statistics.fmean(values):+.4f} ± {error:.4f}"
 
 
 def _variation(grown: Sequence[Record]) -> str:

@@ -38,7 +38,7 @@ _GONE = f".gone.{UNFINISHED}."
 _DRAFT = re.compile(r"\.[a-z]+\.(json|jsonl|png|safetensors)\.\d+\.tmp")
 """Name of a file that isn't complete yet."""
 
-FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 """Numbers of the errors by which a system refuses to write more."""
 
 LOCK = ".lock"
@@ -169,7 +169,7 @@ class RunFolder(UnfinishedRun):
         self._leave()
         cause = error.__cause__ if isinstance(error, SennError) else error
         # what can't be written of the model is a SennError, which names a draft
-        if isinstance(cause, OSError) and (cause is error or cause.errno in FULL):
+        if isinstance(cause, OSError) and (cause is error or cause.errno in _FULL):
             raise self.unwritable(cause) from error
 
     def _leave(self) -> None:
