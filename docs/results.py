@@ -28,7 +28,8 @@ Each command prints its table and writes a JSON file.
 
 ```sh
 python benchmarks/auto_size.py --seeds 5 --out auto_size.json
-python benchmarks/fit_digits.py --out fit_digits.json
+python benchmarks/fit_digits.py --seeds 12 --out fit_digits.json
+python benchmarks/table_sizes.py --arms grown 128-128 --out table_sizes.json
 python benchmarks/fit_images.py --out fit_images.json         # grown and fixed nets, on CIFAR-10 written out as files
 python benchmarks/growth_step.py --out growth_step.json       # pip install gromo==0.1.0 to compare with it
 python benchmarks/natural_gradient.py --out natural_gradient.json
@@ -70,7 +71,8 @@ def spread(values: Sequence[float], digits: int = 4) -> str:
 def digits() -> Iterator[str]:
     """`senn fit digits`."""
     found = stored("fit_digits")
-    yield "## `senn fit digits`\n\n`python benchmarks/fit_digits.py`\n"
+    command = f"python benchmarks/fit_digits.py --seeds {len(found['runs'])}"
+    yield f"## `senn fit digits`\n\n`{command}`\n"
     rows = [
         (r["seed"], f"{r['test'][found['metric']]:.4f}", r["architecture"], r["parameters"], f"{r['seconds']:.1f}",
          f"{r['loss_change']:.1e}") for r in found["runs"]
