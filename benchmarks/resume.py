@@ -28,7 +28,7 @@ from sklearn.datasets import load_digits
 from senn import atomic_files
 from senn.cli import checkpointing
 from senn.cli.main import main as command
-from senn.training.loop import Training
+from senn.training.training_run import Training
 
 FIT = [sys.executable, "-m", "senn.cli.main", "fit"]
 

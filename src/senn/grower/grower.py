@@ -36,6 +36,7 @@ from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_o
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import insertion_price, select_candidates
 from senn.scoring.unit_scores import PlaceScores, score_units
+from senn.scoring.validation_samples import ValidationSamples
 from senn.surgery.transaction import UncarriedState
 
 Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
@@ -229,7 +230,10 @@ class Grower(GrowerSettings, GrowerMemory):
 
     @full_precision
     def grow(
-        self, batches: Iterable[Batch] | None = None, moves: Sequence[str] | None = None
+        self,
+        batches: Iterable[Batch] | None = None,
+        moves: Sequence[str] | None = None,
+        validation: Batch | None = None,
     ) -> list[GrowthEvent]:
         """Run one round: score candidates, let the policy decide, change the model.
 
@@ -240,6 +244,8 @@ class Grower(GrowerSettings, GrowerMemory):
             batches: tuples of inputs, targets and perhaps weights, in addition to those observed before; None for none.
             moves: moves of the grower's that may happen in this round; None for all. In a round of removals alone,
                 `("prune",)`, a policy may demand more of a unit.
+            validation: a batch of samples that the model isn't trained on, on which removals must not raise the loss;
+                None to measure them on the batches alone.
 
         Returns:
             one event for each change; empty if nothing pays, or if none of the moves may happen.
@@ -250,6 +256,7 @@ class Grower(GrowerSettings, GrowerMemory):
         wanted = check_moves(moves, self.moves)
         if not wanted:
             return []
+        held_out = ValidationSamples.of(self.communicator, validation, self.prepare)
         restore = self._snapshot()
         try:
             # A session that is opened for this round samples candidates for these moves alone.
@@ -271,11 +278,11 @@ class Grower(GrowerSettings, GrowerMemory):
             raise
         finally:
             self._round_moves = None
-        # From here on the round counts: what was observed has been decided on, whether or not a change succeeds.
+        # From here on the round counts, whether or not a change succeeds.
         self.rounds += 1
         self._session = None
         self.last_round = replace(growth_round, samples_known=self.samples is not None)
-        return self._apply(pool, session, growth_round.eta) if pool.accepted else []
+        return self._apply(pool, session, growth_round.eta, held_out) if pool.accepted else []
 
     def reset(self) -> None:
         """Forget the batches observed since the last round."""
@@ -336,7 +343,11 @@ class Grower(GrowerSettings, GrowerMemory):
         )
 
     def _apply(
-        self, pool: CandidatePool, session: ScoringSession, eta_before: float
+        self,
+        pool: CandidatePool,
+        session: ScoringSession,
+        eta_before: float,
+        validation: ValidationSamples | None,
     ) -> list[GrowthEvent]:
         """Change the model as decided, and record it."""
         former, number = self.graph, self.rounds
@@ -351,7 +362,9 @@ class Grower(GrowerSettings, GrowerMemory):
             examples=[*self._examples],
             rejections=self.rejections,
             failed=self._failed,
-            birth=self._birth(),
+            birth=self.birth,
+            policy=self.policy,
+            validation=validation,
         ).apply()
         if applied is None:
             self._graph = former.without(self._failed)
@@ -384,11 +397,3 @@ class Grower(GrowerSettings, GrowerMemory):
         self.events += events
         self._open_round, self._new_entries = number, applied.new_entries
         return events
-
-    def _birth(self) -> BirthKind:
-        """How what this round adds begins: as its policy has it, unless the grower says otherwise."""
-        if self.birth is not None:
-            return self.birth
-        # A policy need not be a subclass of Policy.
-        chosen: BirthKind = getattr(self.policy, "birth", "stepped")
-        return chosen

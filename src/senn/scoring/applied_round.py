@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from senn.errors import SurgeryError, warn
 from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
-from senn.policies import BirthKind, Candidate
+from senn.policies import BirthKind, Candidate, Policy
 from senn.pytree import Inputs
 from senn.scoring.birth_steps import ParameterEntries, birth_steps
 from senn.scoring.births import Birth
@@ -19,11 +22,16 @@ from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import with_removals
+from senn.scoring.validation_samples import ValidationSamples, check_rise
 from senn.surgery import Move, Prune, Receipt, transaction
 from senn.surgery.moves import place_of, tensors_of
 from senn.surgery.optimizer_layers import untrained
 from senn.surgery.transaction import UncarriedState
 from senn.verification import analyze
+
+
+class _UnprofitableError(SurgeryError):
+    """Additions don't lower the held-out loss by their price."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -64,7 +72,9 @@ class RoundToApply:
         examples: inputs of other calls of the model, which must go on to work.
         rejections: one sentence is appended for each failed attempt.
         failed: an entry is appended for each place whose change failed.
-        birth: `stepped` or `silent`.
+        birth: `stepped` or `silent`; None leaves it to the policy.
+        policy: the policy that accepted them.
+        validation: samples that the model isn't trained on, which removals are verified on as well; None for none.
     """
 
     pool: CandidatePool
@@ -76,28 +86,40 @@ class RoundToApply:
     examples: Sequence[Inputs]
     rejections: list[str]
     failed: list[Refusal]
-    birth: BirthKind
+    birth: BirthKind | None
+    policy: Policy
+    validation: ValidationSamples | None
 
     def apply(self) -> AppliedRound | None:
         """Carry out what the pool has accepted, and verify it on the session's last batch.
 
         If removals fail their verification, half of them are tried, those that cost least, and so on. An addition that
-        fails is left out, and the others are carried out.
+        fails is left out, and the others are carried out. Additions whose step doesn't lower the held-out loss by their
+        price are all left out.
 
         Returns:
             what was carried out; None if all of it fails.
         """
-        removals = sum(one.kind == "prune" for one in self.pool.accepted)
+        removals, adds = sum(one.kind == "prune" for one in self.pool.accepted), True
         while with_removals(self.pool.accepted, removals):
-            moves = self.pool.to_moves(removals)
+            moves = [
+                move for move in self.pool.to_moves(removals) if adds or isinstance(move, Prune)
+            ]
+            if not moves:
+                return None
             try:
                 return self._attempt(moves, removals)
+            except _UnprofitableError as error:
+                self.rejections.append(str(error))
+                adds = False
             except SurgeryError as error:
                 if removals:
                     self.rejections.append(str(error))
                     # Costs of removals are the quadratic model's; fewer of them stay where that holds.
                     removals //= 2
                     continue
+                if not adds:
+                    return None
                 good = self._without_failing(moves, error)
                 return self._attempt(good, 0) if good else None
         return None
@@ -166,6 +188,7 @@ class RoundToApply:
         # model was wrong, and half as many removals are tried.
         cost = sum(-one.gain / 2 for one in accepted if one.kind == "prune")
         removes = any(isinstance(move, Prune) for move in moves)
+        validation = self._validation_losses() if removes else torch.empty(0)
         receipt = None
         try:
             receipt = self._transaction(
@@ -173,6 +196,8 @@ class RoundToApply:
                 loss=session.probe_loss if removes else None,
                 loss_limit=2 * cost + 1e-4 * abs(session.loss) + 1e-6,
             )
+            if len(validation):
+                check_rise(validation, self._validation_losses())
             with communicator.fail_together("change the model"):
                 graph = receipt.graph
                 if graph is None:  # something was inserted, which index arithmetic can't follow
@@ -187,7 +212,7 @@ class RoundToApply:
                 )
                 receipt.first_undo(birth.silence)
                 length, decrease = birth.perform(
-                    session.probe_loss, stepped=self.birth == "stepped"
+                    session.probe_loss, stepped=self._birth() == "stepped"
                 )
                 if self.optimizer is None:
                     receipt.refresh()  # the birth has written to the model
@@ -196,6 +221,8 @@ class RoundToApply:
                         self.optimizer, functools.partial(gradient_moments, session)
                     )
                 loss_after = session.probe_loss()
+            if steps:
+                self._check_profit(accepted, decrease)
             agree_on_weights(communicator, "compare the changed model", model)
             receipt.keep()
         except BaseException:  # all or nothing, for an interrupt too
@@ -212,3 +239,39 @@ class RoundToApply:
             step_length=length,
             decrease=decrease if steps else None,
         )
+
+    def _validation_losses(self) -> Tensor:
+        """Losses of the model, as it is now, on parts of the validation samples; none without any."""
+        if self.validation is None:
+            return torch.empty(0)
+        return self.validation.losses(self.pool.model, self.session.metric, self.session.output)
+
+    def _birth(self) -> BirthKind:
+        """How what is added begins: as the policy has it, unless the grower says otherwise."""
+        if self.birth is not None:
+            return self.birth
+        # A policy need not be a subclass of Policy.
+        chosen: BirthKind = getattr(self.policy, "birth", "stepped")
+        return chosen
+
+    def _check_profit(self, accepted: Sequence[Candidate], decrease: float) -> None:
+        """Refuse additions whose measured decrease is less than what the policy asks for.
+
+        The gains by which they were accepted are those of K-FAC's quadratic model, map by map.
+
+        Raises:
+            _UnprofitableError: they don't pay.
+        """
+        additions = [one for one in accepted if one.kind != "prune"]
+        price = sum(
+            self.policy.min_decrease(one.kind, one.parameters, one.samples) * one.price_unit
+            for one in additions
+        )
+        measured = decrease / additions[0].loss_per_nat
+        # Written so that NaN fails: it compares as False.
+        if not measured >= price:
+            places = ", ".join(dict.fromkeys(one.place for one in additions))
+            raise _UnprofitableError(
+                f"nothing was added at {places}: on held-out samples the step lowers the loss by {measured:.3g}, which "
+                f"is less than the price of {price:.3g}"
+            )

@@ -169,10 +169,10 @@ def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, .
 
 
 def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
-    """Build the record of a change that failed its verification and was undone.
+    """Build the record of a change that failed its verification and was undone, or of weights that were taken back.
 
     Args:
-        reason: why it failed.
+        reason: why.
         epoch: number of the epoch.
         step: number of optimizer steps done.
 

@@ -184,6 +184,21 @@ class RunState:
             self.best = found if is_best else self.best
             self.since_change = found if is_newest else self.since_change
 
+    def better_before(self, validation: Validation | None, monitor: str) -> BestModel | None:
+        """Find the best network of the present size, if the network is worse by more than noise.
+
+        Args:
+            validation: what the network makes of the validation rows; None without any.
+            monitor: figure that makes an epoch the best.
+
+        Returns:
+            The better network; None if there is none.
+        """
+        best = self.since_change
+        if best is None or best.validation is None or validation is None:
+            return None
+        return None if validation.is_level_with(best.validation, monitor) else best
+
     @property
     def best_epoch(self) -> int:
         """Last epoch that was the best, of all or since the last change of size."""

@@ -158,12 +158,15 @@ class TrainStep:
         per_row = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
         return (per_row * weight).mean()
 
-    def grow(self, batches: list[Batch], moves: Sequence[str]) -> list[GrowthEvent]:
+    def grow(
+        self, batches: list[Batch], moves: Sequence[str], validation: Batch | None = None
+    ) -> list[GrowthEvent]:
         """Run one round of growth.
 
         Args:
             batches: what candidates are scored on; with several processes all of them have all rows.
             moves: moves that may happen.
+            validation: what removals are verified on as well; None for none.
 
         Returns:
             Changes of size; none for a fixed network.
@@ -177,7 +180,8 @@ class TrainStep:
         if not self.communicator.is_single:
             # The grower joins the parts of all processes.
             batches = [self._local_part(batch) for batch in batches]
-        return self._grower.grow(batches, moves)
+            validation = None if validation is None else self._local_part(validation)
+        return self._grower.grow(batches, moves, validation)
 
     def _local_part(self, batch: Batch) -> Batch:
         part: Batch = tuple(x[self.communicator.local_slice(len(x))] for x in batch)  # type: ignore[assignment]

@@ -1,0 +1,380 @@
+"""One run of training: epochs of steps, rounds of growth, validation, stopping."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from senn._records import reading_state
+from senn.checkpoint.model_state import State
+from senn.errors import DivergenceError, SennError
+from senn.schedule import GrowthSchedule
+from senn.training.batches import Inputs, Rows
+from senn.training.callbacks import Callback
+from senn.training.round_records import (
+    Record,
+    RoundRecorder,
+    fault_record,
+    first_line,
+    rollback_record,
+)
+from senn.training.run_records import end_record, epoch_record, start_record
+from senn.training.run_state import BestModel, Checkpointer, RunState
+from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import (
+    NUMERICAL,
+    TrainResult,
+    architecture,
+    count_parameters,
+    forward_flops,
+)
+from senn.training.train_step import Batch, TrainStep
+from senn.training.validation import Validation, validate
+
+
+class Training:
+    """One run of `fit_model`, whose arguments it takes.
+
+    Attributes:
+        state: position of the run.
+        learner: takes the steps and holds the rounds.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        held_out: Rows | None,
+        *,
+        task: Task,
+        recipe: TrainConfig,
+        generator: torch.Generator,
+        callbacks: Sequence[Callback],
+        inputs: Inputs,
+        checkpointer: Checkpointer | None,
+    ) -> None:
+        # First of all: to build the optimizer and the grower takes a moment.
+        started = time.perf_counter()
+        self.checkpointer, self.device = checkpointer, rows.x.device
+        self.model, self.rows, self.held_out = model, rows, held_out
+        self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
+        self.inputs = inputs
+        config = recipe.plan(len(rows))
+        communicator = None if checkpointer is None else checkpointer.communicator
+        self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
+        changed = self.forget_former_size
+        self.recorder = RoundRecorder(self.learner, self.tell, changed=changed, widths_before=True)
+        # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
+        # loss tells epochs apart more reliably.
+        is_large = held_out is not None and len(held_out) >= 1000
+        self.monitor = recipe.monitor or ("score" if is_large else "loss")
+        self.rounds = GrowthSchedule(recipe, config.steps)
+        best = BestModel(model=copy.deepcopy(model), epoch=0, validation=self.validate(model))
+        self.state = RunState(
+            config=config, best=best, order_generator=generator.get_state(), started=started
+        )
+        self._before_round: State | None = None
+
+    def run(self) -> TrainResult:
+        """Train until all epochs are done, or one of the other reasons to stop."""
+        if self.checkpointer is not None and self.checkpointer.state is not None:
+            self.load_state_dict(self.checkpointer.state)
+            self.checkpointer.restart(self.state.history)
+            # The record of the original start, by which listeners know the sizes at the beginning.
+            for callback in self.callbacks:
+                callback.on_start(self.state.history[0])
+        else:
+            self.announce()
+        state, interrupted = self.state, False
+        try:
+            while state.epoch < state.config.epochs or state.epoch_step:
+                if self.one_epoch():
+                    break
+        except KeyboardInterrupt:
+            state.reason, interrupted = "interrupted", True
+            # Interrupted in the middle of a round: the state is that of before it, so the round takes place again.
+            if self._before_round is not None:
+                self.keep(self._before_round)
+        except NUMERICAL as error:
+            state.reason = f"{first_line(error)}, in epoch {state.epoch}; the net is that of epoch {self.kept_epoch}"
+        return self.finish(interrupted)
+
+    def one_epoch(self) -> bool:
+        """Pass over the rows once, or over those left of an epoch that was interrupted.
+
+        Returns:
+            True if the run is to stop.
+        """
+        state = self.state
+        batches = self.rows.take(state.draw_order(len(self.rows), self.generator)).batches(
+            state.config.batches
+        )
+        # A state saved before a round resumes with that round.
+        is_finite = not state.epoch_step or self.round()
+        for batch in batches[state.epoch_step :] if is_finite else ():
+            self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
+            stop = self.checkpointer is not None and self.checkpointer.stopping
+            state.losses.append(
+                self.learner.step(*self.inputs.training(batch, self.generator), stop=stop)
+            )
+            state.step += 1
+            state.epoch_step += 1
+            if self.recipe.average == "ema":
+                self.learner.update_average()
+            if not self.round():
+                break
+            self.pause()
+        # Averaged once an epoch, as in stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407).
+        in_tail = state.step > (1 - self.recipe.tail) * state.config.steps
+        if self.recipe.average == "swa" and in_tail:
+            self.learner.update_average()
+        loss = torch.stack(state.losses).mean().item()
+        state.epoch_step, state.losses = 0, []
+        return self.end_epoch(loss)
+
+    def round(self) -> bool:
+        """Run the round that is due after this step, if one is.
+
+        Returns:
+            False if the loss is not finite, and the round was left out.
+        """
+        if not self.rounds.waiting(self.state.step):
+            return True
+        # A round may take longer than an interrupted run has time for: its state before the round is at hand then.
+        if self.checkpointer is not None:
+            with suppress(SennError):
+                self._before_round = self.state_dict()
+        moves = self.rounds.due(self.state.step)
+        # Checked here alone: to read the loss in every step would wait for the device.
+        if not math.isfinite(self.state.losses[-1].item()):
+            return False
+        self.grow(moves)
+        self._before_round = None
+        return True
+
+    def pause(self) -> None:
+        """Save the state between two steps if that is due, and stop the run if that is wanted.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop; its state is saved.
+        """
+        if self.checkpointer is None:
+            return
+        # Of several processes all must stop after the same step: they know from the step itself.
+        stopping = (
+            self.checkpointer.stopping
+            if self.learner.communicator.is_single
+            else self.learner.stopping
+        )
+        if stopping or self.checkpointer.is_due():
+            self.keep()
+            if stopping:
+                raise KeyboardInterrupt
+
+    def state_dict(self) -> State:
+        """Return all that decides what follows: nested plain values and tensors that training doesn't change any more.
+
+        Raises:
+            SennError: a parameter isn't finite, so there is nothing to go on from.
+        """
+        return {
+            **self.state.state_dict(),
+            "generator": self.generator.get_state(),
+            "global": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "rounds": self.rounds.state_dict(),
+            "learner": self.learner.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; for a run that has only just been set up.
+
+        Raises:
+            SennError: it isn't the state of such a run.
+        """
+        with reading_state("this isn't the state of such a run"):
+            self.learner.load_state_dict(state["learner"])
+            self.state.load_state_dict(state, self.device)
+            self.rounds.load_state_dict(state["rounds"])
+            self.recorder.resume(self.state.history)
+            # Random states last, since what comes before may draw.
+            self.generator.set_state(state["generator"])
+            torch.set_rng_state(state["global"])
+            if state["cuda"] is not None and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda"], self.device)
+
+    def keep(self, state: State | None = None) -> None:
+        """Save a state, by default the current one; training goes on if that fails."""
+        assert self.checkpointer is not None
+        try:
+            self.checkpointer.save(state or self.state_dict())
+        except (SennError, OSError) as error:
+            self.tell(
+                fault_record(
+                    f"no checkpoint was written: {error}", self.state.epoch, self.state.step
+                )
+            )
+
+    def grow(self, moves: Sequence[str]) -> None:
+        """Run one round of these moves, scored on at most `recipe.max_scoring_samples` training rows.
+
+        Removals begin with the best network of the present size: one that has got worse since is fitted to its training
+        rows, and says little about which units serve others.
+        """
+        removes_only = set(moves) <= {"prune"}
+        if removes_only:
+            self.return_to_best()
+        most = self.recipe.max_scoring_samples
+        scored = self.rows
+        if len(scored) > most:
+            chosen = torch.randperm(len(scored), generator=self.generator)[:most]
+            scored = scored.take(chosen)
+        batches = [self.inputs.training(batch, self.generator) for batch in scored.batches(1)]
+
+        def survives(error: Exception) -> bool:
+            # A round may diverge where training doesn't: then it is only skipped.
+            if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
+                return False
+            return isinstance(error, NUMERICAL)
+
+        validation = None
+        if self.held_out is not None:
+            (batch,) = self.held_out.batches(1)
+            validation = (self.inputs(batch[0]), *batch[1:])
+        events = self.recorder.run(
+            lambda: self.learner.grow(batches, moves, validation),
+            epoch=self.state.epoch,
+            step=self.state.step,
+            survives=survives,
+        )
+        if removes_only and events:
+            # Here and not at the end of the epoch only, by which it may have been fitted to its training rows again.
+            self.state.consider(self.averaged, self.validate(self.averaged), self.monitor)
+
+    def return_to_best(self) -> None:
+        """Give the network the weights of the best one of its size, if it has become worse by more than noise."""
+        better = self.state.better_before(self.validate(self.averaged), self.monitor)
+        if better is None:
+            return
+        for model in {self.model, self.averaged}:  # of the same size, since none has changed
+            model.load_state_dict(better.model.state_dict())
+        where = (
+            f"the weights are those of epoch {better.epoch} again, the best on the validation rows"
+        )
+        self.tell(rollback_record(where, self.state.epoch, self.state.step))
+
+    @torch.no_grad()
+    def is_sound(self, batch: Batch) -> bool:
+        """Return True if the loss of the network itself is finite on a batch."""
+        self.model.eval()
+        loss = self.learner.loss(self.model(batch[0]), *batch[1:])
+        self.model.train()
+        return bool(loss.isfinite())
+
+    def tell(self, record: Record) -> None:
+        """Append a record to the history and tell the callbacks."""
+        self.state.history.append(record)
+        if self.checkpointer is not None:
+            self.checkpointer.record(record)
+        # After the history: a callback that fails or interrupts finds the record kept.
+        for callback in self.callbacks:
+            getattr(callback, f"on_{record['event']}")(record)
+
+    def end_epoch(self, train_loss: float) -> bool:
+        """Validate, keep the best network, and record the epoch.
+
+        Returns:
+            True if the run is to stop.
+        """
+        state = self.state
+        model = self.averaged
+        validation = self.validate(model)
+        figures = {} if validation is None else validation.figures
+        if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
+            where = f"the net is that of epoch {self.kept_epoch}"
+            state.reason = f"the loss was not finite in epoch {state.epoch}; {where}"
+            return True
+        state.consider(model, validation, self.monitor)
+        record = epoch_record(
+            self.model,
+            state,
+            train_loss=train_loss,
+            validation=figures,
+            lr=self.learner.optimizer.param_groups[0]["lr"],
+            flops=self.flops(),
+        )
+        self.tell(record)
+        # Never before the end of growth: a network that is about to grow isn't done.
+        is_stale = bool(figures) and state.epoch - state.best_epoch >= state.config.patience
+        return (
+            is_stale
+            and state.step >= state.config.growth_end
+            and state.cut_short(self.recipe, self.monitor)
+        )
+
+    @property
+    def averaged(self) -> nn.Module:
+        """Network that is validated: the average of the weights, once there is one."""
+        averaged = self.learner.averaged
+        return self.model if averaged is None or averaged.n_averaged == 0 else averaged.module
+
+    @property
+    def kept_epoch(self) -> int:
+        """Epoch whose network is kept if the run ends now."""
+        return self.state.kept(self.monitor)[0].epoch
+
+    def forget_former_size(self) -> None:
+        """Note that the size has changed: what was best before was so at another size."""
+        self.state.since_change = None
+
+    def validate(self, model: nn.Module) -> Validation | None:
+        """Compute loss and score on the validation rows; None without any."""
+        if self.held_out is None:
+            return None
+        return validate(model, self.held_out, self.inputs, self.learner.loss, self.task)
+
+    def announce(self) -> None:
+        """Record what is about to happen."""
+        record = start_record(
+            self.model,
+            self.recipe,
+            self.state,
+            task=self.task,
+            train_rows=len(self.rows),
+            validation_rows=0 if self.held_out is None else len(self.held_out),
+            flops=self.flops(),
+        )
+        self.tell(record)
+
+    def flops(self) -> int:
+        """Count the floating-point operations of the model as it is now, per row."""
+        # One row is enough: the count is proportional to the rows.
+        return forward_flops(self.model, self.inputs(self.rows.x[:1]))
+
+    def finish(self, interrupted: bool) -> TrainResult:
+        """Record how the run ended, and return its result with the best network."""
+        if self.checkpointer is not None:
+            self.checkpointer.end()
+        kept, why = self.state.kept(self.monitor)
+        # Eval mode: what comes out is for predicting.
+        model = kept.model.eval()
+        run = TrainResult(
+            model=model,
+            history=self.state.history,
+            architecture=architecture(model),
+            parameters=count_parameters(model),
+            seconds=self.state.seconds,
+            best_epoch=kept.epoch,
+            kept=why,
+            validation=kept.figures,
+            interrupted=interrupted,
+        )
+        self.tell(end_record(run, self.state.reason))
+        return run
