@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from senn.training import TrainConfig
+from senn.training import TrainConfig, train
 from senn.training.batches import Inputs, Rows
 from senn.training.run_state import BestModel, RunState
 from senn.training.validation import Validation, validate
@@ -154,3 +154,47 @@ def test_losses_of_rows_average_to_the_loss(task):
     if found.misses is not None:
         missed = float((found.weight * found.misses).sum())
         assert missed == pytest.approx(1 - found.figures["accuracy"])
+
+
+def test_removals_begin_with_the_best_network_of_the_size():
+    now = state([9.0, 9.0])
+    worse, level = validation([2.0, 2.0]), validation([0.0, 3.0])
+    now.consider(nn.Linear(1, 1), validation([1.0, 1.0]), "loss")
+    found = now.better_before(worse, "loss")
+    assert found is now.since_change is not None
+    assert now.better_before(level, "loss") is None  # worse by .5 +- 1.5
+    assert now.better_before(validation([0.5, 0.5]), "loss") is None
+    assert now.better_before(None, "loss") is None
+    now.since_change = None  # of another size
+    assert now.better_before(worse, "loss") is None
+
+
+def test_a_network_that_has_got_worse_goes_back_before_units_go():
+    """Labels are noise to a good part: with time, the net learns its training rows by heart."""
+    torch.manual_seed(0)
+    x = torch.randn(240, 8)
+    y = ((x[:, 0] + 1.5 * torch.randn(240)) > 0).long()
+    recipe = TrainConfig(
+        epochs=60,
+        batch_size=16,
+        lr=0.02,
+        validation_fraction=0.4,
+        hidden=(48,),
+        moves=("width", "prune"),
+        addition_rounds=(),
+        pruning_rounds=(0.7,),
+        schedule="constant",
+        patience=None,
+    )
+    run = train(x, y, task="classification", outputs=2, recipe=recipe)
+    (back,) = [one for one in run.history if one["event"] == "rollback" and "again" in one["text"]]
+    losses = {
+        one["epoch"]: one["validation_loss"] for one in run.history if one["event"] == "epoch"
+    }
+    former = {epoch: loss for epoch, loss in losses.items() if epoch < back["epoch"]}
+    best = min(former, key=former.get)
+    assert f"those of epoch {best} again" in back["text"]
+    assert losses[back["epoch"] - 1] > 1.5 * former[best]
+    assert run.architecture[0] < 48
+    # What is kept is smaller, and as good as the best one of the former size.
+    assert run.validation["loss"] < 1.1 * former[best]

@@ -339,7 +339,7 @@ def test_an_average_grows_along():
 
 
 def test_a_change_that_was_rolled_back_does_not_end_the_run(monkeypatch):
-    def fail(self, batches, moves):
+    def fail(self, batches, moves, validation=None):
         raise SurgeryError("body.0 was rolled back")
 
     monkeypatch.setattr(TrainStep, "grow", fail)
