@@ -16,6 +16,7 @@ from senn._records import reading_state
 from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
 from senn.schedule import GrowthSchedule
+from senn.training.batch_norm import renew_batch_norms
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.round_records import (
@@ -231,6 +232,7 @@ class Training:
         removes_only = set(moves) <= {"prune"}
         if removes_only:
             self.return_to_best()
+        renew_batch_norms(self.model, self.rows, self.inputs)
         most = self.recipe.max_scoring_samples
         scored = self.rows
         if len(scored) > most:
@@ -256,10 +258,12 @@ class Training:
         )
         if removes_only and events:
             # Here and not at the end of the epoch only, by which it may have been fitted to its training rows again.
+            renew_batch_norms(self.averaged, self.rows, self.inputs)
             self.state.consider(self.averaged, self.validate(self.averaged), self.monitor)
 
     def return_to_best(self) -> None:
         """Give the network the weights of the best one of its size, if it has become worse by more than noise."""
+        renew_batch_norms(self.averaged, self.rows, self.inputs)
         better = self.state.better_before(self.validate(self.averaged), self.monitor)
         if better is None:
             return
@@ -295,6 +299,7 @@ class Training:
         """
         state = self.state
         model = self.averaged
+        renew_batch_norms(model, self.rows, self.inputs)
         validation = self.validate(model)
         figures = {} if validation is None else validation.figures
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
