@@ -38,17 +38,24 @@ def renew_batch_norms(model: nn.Module, rows: Rows, inputs: Inputs) -> None:
     chosen = torch.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().long()
     x = rows.x[chosen.to(rows.x.device)]
     modes = [(one, one.training) for one in model.modules()]
-    former = [(one, one.momentum, one.num_batches_tracked) for one in norms]
+    former = [(one, one.momentum, dict(one.named_buffers(recurse=False))) for one in norms]
     model.eval()  # no dropout: it isn't there where the network is used
     try:
         for one in norms:
-            one.reset_running_stats()
-            one.momentum, one.num_batches_tracked = None, torch.zeros_like(one.num_batches_tracked)
             one.train()
+            one.momentum = None  # the mean of all batches
+            for name, buffer in one.named_buffers(recurse=False):
+                setattr(one, name, buffer.clone())
+            one.reset_running_stats()
         for part in torch.tensor_split(x, -(-len(x) // ROWS_AT_ONCE)):
             model(inputs(part))
-    finally:
-        for one, momentum, count in former:
-            one.momentum, one.num_batches_tracked = momentum, count
+        for one, _, buffers in former:
+            for name in ("running_mean", "running_var"):
+                buffers[name].copy_(getattr(one, name))
+    finally:  # after an error or an interrupt all is as it was
+        for one, momentum, buffers in former:
+            one.momentum = momentum
+            for name, buffer in buffers.items():
+                setattr(one, name, buffer)
         for module, mode in modes:
             module.training = mode
