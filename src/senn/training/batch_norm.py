@@ -20,9 +20,9 @@ def renew_batch_norms(model: nn.Module, rows: Rows, inputs: Inputs) -> None:
     """Take the running statistics of a network's batch norms from its weights as they are now.
 
     What training keeps is an average over its last ten steps or so. On a small set that is several epochs, in which the
-    weights have moved on, and after a change of size it is of another network; then the network is judged by activations
-    that it doesn't have. "Precise" statistics (Wu & Johnson 2021, *Rethinking "Batch" in BatchNorm*, arXiv 2105.07576,
-    section 3) are those of the weights themselves.
+    weights have moved on, and after a change of size it is of another network. Then the network is judged by
+    activations that it doesn't have. "Precise" statistics (Wu & Johnson 2021, *Rethinking "Batch" in BatchNorm*, arXiv
+    2105.07576, section 3) are those of the weights themselves.
 
     Args:
         model: any module; modes, hooks, random state and everything but the running statistics are left alone.
