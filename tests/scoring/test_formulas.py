@@ -170,6 +170,19 @@ def test_heldout_gain_of_noise_is_negative_in_the_mean_and_the_fitted_gain_posit
     assert min(fitted) > 0
 
 
+def test_each_fold_has_the_step_that_its_own_gradient_asks_for():
+    """The folds differ in size, so that their gradients weigh differently in that of all samples."""
+    g = torch.Generator().manual_seed(0)
+    x, dz = (torch.randn(120, size, generator=g, dtype=torch.float64) for size in (4, 3))
+    S, weight = torch.eye(3, dtype=torch.float64), torch.zeros(3, 2, dtype=torch.float64)
+    folds = [fold_of(x[part], dz[part], S) for part in (slice(0, 30), slice(30, 120))]
+    layer_gains = LayerGains(*folds, existing=2)
+    root, A_inv = layer_gains.whitener, layer_gains.inverse.dense
+    gradients = [dz.mT @ x / 120, *(fold.factors.G for fold in folds)]
+    direct = [-torch.linalg.solve(root, G[:, :2]) @ A_inv for G in gradients]
+    torch.testing.assert_close(layer_gains.next_weights(weight), torch.stack(direct))
+
+
 def test_noise_adds_nothing_to_what_both_halves_agree_on():
     """Neither to a gain nor to a cost of removal, while it makes the squares larger than they are."""
     S, weight = (

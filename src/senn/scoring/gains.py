@@ -16,6 +16,7 @@ s^T d a_p)^2], which sampled rows give without bias.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Sequence
 from functools import cached_property
@@ -30,6 +31,7 @@ from senn.kfac.factors import (
     KroneckerFactors,
     WoodburyInverse,
     cholesky,
+    solve,
 )
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors
@@ -72,15 +74,14 @@ class LayerGains:
         # S = L L^T: with L^-1 applied once, all that follows is plain sums of squares.
         self.whitener = square_root(both.S, DAMPING)
         G = both.G
+        A = G.new_empty(0) if has_all_rows else both.A  # once: a mean is a pass over memory
         self.inverse: FactorInverse
-        if (
-            has_all_rows
-        ):  # fewer rows than columns: (rows, rows) products are cheaper than (c, c) ones
+        if has_all_rows:  # fewer than columns: (rows, rows) products are cheaper than (c, c) ones
             self.inverse = WoodburyInverse(
                 torch.cat([one[:, :existing] for one in rows if one is not None])
             )
         elif factor is None:
-            self.inverse = FactorInverse(cholesky(both.A[:existing, :existing], DAMPING))
+            self.inverse = FactorInverse(cholesky(A[:existing, :existing], DAMPING))
         else:
             self.inverse = FactorInverse(factor)
         # eta = locations * Tr(S^-1 G A^-1 G^T) (paper, equation 2), as in `formulas.expansion_score`
@@ -97,54 +98,51 @@ class LayerGains:
                 [cast(PerSampleFactors, fold.samples) for fold in (fit, held_out)], existing
             )
         else:
-            moments = (both.A, fit.complete.A, held_out.complete.A)
-            gradients = (G, fit.factors.G, held_out.factors.G)
-            self._read_moments(
-                moments, gradients, (fit, held_out), existing, is_shared=factor is not None
-            )
+            inputs = (A, fit.complete.A, held_out.complete.A)
+            self._read_moments(inputs, (G, fit.factors.G, held_out.factors.G), existing)
         # Statistics are replaced, never written to: keeping these costs nothing until something is accepted.
         self.first_fit = self.fit
 
-    def _read_moments(
-        self,
-        inputs: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        folds: Sequence[Fold],
-        c: int,
-        *,
-        is_shared: bool,
-    ) -> None:
+    def _read_moments(self, inputs: Sequence[Tensor], gradients: Sequence[Tensor], c: int) -> None:
         """Make the statistics from moments of all samples and of each fold, in this order."""
+        folds, is_shared = self.folds, self.is_shared
         candidates = gradients[0].shape[1] - c
         # where A_cc is known, A holds the candidates' columns alone: count from the end
         self._set_moment(inputs[0][c:, inputs[0].shape[1] - candidates :])
         sides = [A[:c, A.shape[1] - candidates :] for A in inputs]
-        predictions: Sequence[Tensor]
+        kept: list[Sequence[Fold]] = [folds, folds[:1], folds[1:]]
         if is_shared:
             predictions = self.inverse.solve(torch.cat(sides, 1)).chunk(len(sides), 1)
         else:
-            # each fold predicts with its own A^-1, or its residuals would have been fitted on the other fold, too
-            inverses = [
-                self.inverse,
-                *(FactorInverse(cholesky(A[:c, :c], DAMPING)) for A in inputs[1:]),
-            ]
-            predictions = [
-                inverse.solve(side) for inverse, side in zip(inverses, sides, strict=True)
-            ]
-        kept: list[Sequence[Fold]] = [folds if is_shared else (), folds[:1], folds[1:]]
-        self.all, self.fit, self.held_out = (
-            ResidualStatistics.from_moments(
-                A=A,
-                G=G,
-                folds=of,
-                prediction=prediction,
+            # All samples together keep no rows that a prediction were subtracted from.
+            self.all = ResidualStatistics.from_step(
+                new=inputs[0][:, c:],
+                cross=gradients[0][:, c:],
+                factor=self.inverse.factor,
+                step=self._white_step,
                 damping=self.damping,
                 whitener=self.whitener,
-                locations=self.locations,
-                by_rows=is_shared,
             )
-            for A, G, of, prediction in zip(inputs, gradients, kept, predictions, strict=True)
+            inputs, gradients, kept = inputs[1:], gradients[1:], kept[1:]
+            # each fold predicts with its own A^-1, or its residuals would have been fitted on the other fold, too
+            predictions = tuple(
+                solve(cholesky(A[:c, :c], DAMPING), side)
+                for A, side in zip(inputs, sides[1:], strict=True)
+            )
+        of_moments = functools.partial(
+            ResidualStatistics.from_moments,
+            damping=self.damping,
+            whitener=self.whitener,
+            locations=self.locations,
+            by_rows=is_shared,
         )
+        found = [
+            of_moments(A=A, G=G, folds=of, prediction=prediction)
+            for A, G, of, prediction in zip(inputs, gradients, kept, predictions, strict=True)
+        ]
+        self.fit, self.held_out = found[-2:]
+        if is_shared:
+            self.all = found[0]
 
     def _read_rows(self, folds: Sequence[PerSampleFactors], c: int) -> None:
         """Make the statistics from folds all of whose rows are kept."""
@@ -208,13 +206,15 @@ class LayerGains:
             L^T ([W | b] - step), (3, m, c): with the step of all samples, and with those that each fold's gradient asks
             for.
         """
-        steps = [
-            self.inverse.solve(whiten_outputs(self.whitener, one.G[:, : self.existing]).mT).mT
-            for one in (fold.factors for fold in self.folds)
-        ]
-        return whiten_weights(self.whitener, weight.double()) - torch.stack(
-            [self._white_step, *steps]
-        )
+        fit, held_out = (fold.factors for fold in self.folds)
+        white = whiten_outputs(self.whitener, fit.G[:, : self.existing])
+        # The step is linear in the gradient, which is a mean over both folds: one step follows from the other two.
+        fitted = self.inverse.solve(white.mT).mT
+        share = fit.rows / max(fit.rows + held_out.rows, 1e-30)
+        # all zeros where no weight is held out
+        other = (self._white_step - share * fitted) / (1 - share) if share < 1 else 0 * fitted
+        steps = torch.stack([self._white_step, fitted, other])
+        return whiten_weights(self.whitener, weight.double()) - steps
 
     def gain(self, columns: Tensor, output_basis: Tensor | None = None) -> Tensor:
         """Exact K-FAC gain D of groups of columns (`formulas.width_gain`), given what is accepted already.

@@ -13,7 +13,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import DAMPING, WoodburyInverse, cholesky, input_covariance, solve
+from senn.kfac.factors import (
+    DAMPING,
+    WoodburyInverse,
+    cholesky,
+    gram,
+    input_covariance,
+    solve,
+    whiten,
+)
 from senn.kfac.folds import Fold
 from senn.kfac.per_sample import PerSampleFactors, Samples
 from senn.kfac.whitening import whiten_outputs
@@ -92,6 +100,38 @@ class ResidualStatistics:
             ),
             samples=kept[0] if len(kept) == 1 else None,
             weight=rows,
+        )
+
+    @classmethod
+    def from_step(
+        cls,
+        *,
+        new: Tensor,
+        cross: Tensor,
+        factor: Tensor,
+        step: Tensor,
+        damping: Tensor,
+        whitener: Tensor,
+    ) -> ResidualStatistics:
+        """Eliminate the existing columns from the moments of all samples together, of which none is kept.
+
+        What A^-1 A_cp would say is had from the existing weights' step and from half of a solution: with A = K K^T,
+        A_pc A^-1 A_cp is the Gram matrix of K^-1 A_cp.
+
+        Args:
+            new: (c + P, P) columns A_cp and A_pp of the input covariance.
+            cross: (m, P) C.
+            factor: K, (c, c) lower Cholesky factor of the existing columns' A.
+            step: (m, c) L^-1 G A^-1.
+            damping: (P,) added to the diagonal of the residual moment.
+            whitener: L, root of S, (m, m) or (m,).
+        """
+        side, moment = new[: len(factor)], new[len(factor) :]
+        return cls(
+            residual=moment - gram(whiten(factor, side)) + torch.diag(damping),
+            cross=eliminated_cross(whiten_outputs(whitener, cross), step, side),
+            samples=None,
+            weight=1e-30,
         )
 
     @classmethod
