@@ -237,6 +237,12 @@ def _add_training_options(training: argparse._ArgumentGroup) -> None:
     )
     add("--seed", type=_seed, metavar="N", help="seed of all random numbers (default: 0)")
     add(
+        "--threads",
+        type=positive_integer,
+        metavar="N",
+        help="threads that compute (default: OMP_NUM_THREADS if it is set, else by the work of a step)",
+    )
+    add(
         "--optimizer",
         metavar="NAME",
         help="natural-gradient, or one of torch.optim: adamw (default), adam, sgd, rmsprop, ...",

@@ -33,6 +33,7 @@ from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
+from senn.training.threads import resumed_number, saved_number
 from senn.viz.plots import growth_figure
 
 SCORED, FINISH_SECONDS = 1.1, 1.5
@@ -175,8 +176,11 @@ def _open_run(
             f"the data of the run in {str(folder.path)!r} have changed since, so it can't be resumed"
         )
     checkpointer = FolderCheckpointer(folder, signals, resume=True)
+    saved = (checkpointer.state or {}).get("threads")
+    began = {**folder.about, **({} if saved is None else {"threads": saved_number(saved)})}
+    about["threads"] = resumed_number(saved, options.threads)
     for name in ("versions", "threads"):
-        if folder.about.get(name) != about[name]:
+        if about[name] != began.get(name):
             checkpointer.notes.append(
                 f"{name} have changed since the beginning, so the last digits may differ from now on"
             )
@@ -252,6 +256,7 @@ def _results(
         "seconds": trained.seconds,
         **kept,
         "interrupted": trained.interrupted,
+        "threads": trained.threads,
         "test": scores,
         "validation": trained.validation,
         "growth_events": sum(record["event"] == "growth" for record in trained.history),

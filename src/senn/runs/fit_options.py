@@ -26,6 +26,7 @@ class FitOptions:
         max_params: upper limit of the number of parameters.
         epochs: upper limit of the number of passes over the training rows.
         seed: seed of all random numbers.
+        threads: number of threads that compute the steps.
         optimizer: name of the optimizer.
         policy: name of the growth policy.
         kappa: price of a parameter (price policy), in nats over the number of rows.
@@ -46,6 +47,7 @@ class FitOptions:
     max_params: int | None = None
     epochs: int | None = None
     seed: int = 0
+    threads: int | None = None
     optimizer: str | None = None
     policy: Literal["price", "paper"] = "price"
     kappa: float | None = None
@@ -134,7 +136,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 
-_WHOLE = ("image_size", "max_params", "epochs", "seed", "ascent_steps")
+_WHOLE = ("image_size", "max_params", "epochs", "seed", "threads", "ascent_steps")
 _REAL = ("test_fraction", "kappa", "tau", "alpha", "prune_fraction")
 
 

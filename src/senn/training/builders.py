@@ -32,6 +32,23 @@ _UNSUITED = {"lbfgs", "sparseadam", "muon"}
 NATURAL_GRADIENT = "natural-gradient"
 
 
+def check_budget(model: nn.Module, recipe: TrainConfig) -> None:
+    """Refuse a budget that a network exceeds before training.
+
+    Args:
+        model: network before training.
+        recipe: training configuration.
+
+    Raises:
+        SennError: naming both numbers of parameters.
+    """
+    parameters = count_parameters(model)
+    if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
+        raise SennError(
+            f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters"
+        )
+
+
 def loss_function(task: Task) -> Callable[..., Tensor]:
     """Return the loss of a task, a function of `torch.nn.functional`: mean over samples, `reduction` as a keyword."""
     return F.cross_entropy if task == "classification" else F.mse_loss

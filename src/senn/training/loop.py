@@ -7,15 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from senn.errors import SennError
 from senn.training.batches import Inputs, Rows
+from senn.training.builders import check_budget
 from senn.training.callbacks import Callback
 from senn.training.run_state import Checkpointer
+from senn.training.threads import RunThreads
 from senn.training.train_config import Task, TrainConfig
-from senn.training.train_result import (
-    TrainResult,
-    count_parameters,
-)
+from senn.training.train_result import TrainResult
 from senn.training.training_run import Training
 
 
@@ -52,24 +50,19 @@ def fit_model(
     Raises:
         SennError: a choice is out of range; the sentence names it.
     """
-    _check_budget(model, recipe)
-    training = Training(
-        model,
-        rows,
-        held_out,
-        task=task,
-        recipe=recipe,
-        generator=generator,
-        callbacks=callbacks,
-        inputs=inputs or Inputs(),
-        checkpointer=checkpointer,
-    )
-    return training.run()
-
-
-def _check_budget(model: nn.Module, recipe: TrainConfig) -> None:
-    parameters = count_parameters(model)
-    if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
-        raise SennError(
-            f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters"
+    check_budget(model, recipe)
+    is_single = checkpointer is None or checkpointer.communicator.is_single
+    with RunThreads(recipe.threads, rows.x.device, is_single=is_single) as threads:
+        training = Training(
+            model,
+            rows,
+            held_out,
+            task=task,
+            recipe=recipe,
+            generator=generator,
+            callbacks=callbacks,
+            inputs=inputs or Inputs(),
+            checkpointer=checkpointer,
+            threads=threads,
         )
+        return training.run()

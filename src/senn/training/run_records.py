@@ -110,6 +110,7 @@ def end_record(result: TrainResult, reason: str) -> Record:
         "validation": dict(result.validation),
         "interrupted": result.interrupted,
         "reason": reason,
+        "threads": [dict(change) for change in result.threads],
     }
 
 

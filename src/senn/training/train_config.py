@@ -63,6 +63,7 @@ RANGES: Mapping[str, Rule] = {
     "max_width": whole(low=1).or_none(),
     "round_to": whole(low=1),
     "moves": each(one_of("width", "depth", "prune")).or_none(),
+    "threads": whole(low=1).or_none(),
     "seed": a_seed(),
 }
 """Ranges of the fields of a `TrainConfig`."""
@@ -121,6 +122,8 @@ class TrainConfig:
         round_to: grown widths are multiples of this.
         moves: moves that growth may make, of `width`, `depth` and `prune`; None for all of them, except that a
             `senn.nn.MLP` keeps its depth by the price policy where `hidden` isn't given: it starts with layers enough.
+        threads: number of threads that compute the steps on a CPU. None to let it follow from the work of a step, but
+            to leave alone what OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` has set.
         seed: seed of everything drawn at random.
 
     Raises:
@@ -172,6 +175,7 @@ class TrainConfig:
     max_width: int | None = None
     round_to: int = 1
     moves: tuple[str, ...] | None = None
+    threads: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

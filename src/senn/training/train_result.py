@@ -32,6 +32,8 @@ class TrainResult:
         kept: sentence that says which one is kept, and why.
         validation: metric to value at that epoch: `loss`, and `accuracy` or `r2`; empty without validation rows.
         interrupted: True if a KeyboardInterrupt ended the run.
+        threads: numbers of threads that computed it, in order: `step` from which on, `number`, `by` what it was chosen
+            and the `reason`, as in `senn.training.threads.RunThreads`.
     """
 
     model: nn.Module
@@ -43,6 +45,7 @@ class TrainResult:
     validation: dict[str, float]
     kept: str
     interrupted: bool = False
+    threads: list[Record] = field(default_factory=list, repr=False)
 
 
 def architecture(model: nn.Module) -> tuple[int, ...]:

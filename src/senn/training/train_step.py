@@ -158,6 +158,14 @@ class TrainStep:
         per_row = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
         return (per_row * weight).mean()
 
+    @torch.no_grad()
+    def is_sound(self, batch: Batch) -> bool:
+        """Return True if the loss of the network itself is finite on a batch."""
+        self.model.eval()
+        loss = self.loss(self.model(batch[0]), *batch[1:])
+        self.model.train()
+        return bool(loss.isfinite())
+
     def grow(
         self, batches: list[Batch], moves: Sequence[str], validation: Batch | None = None
     ) -> list[GrowthEvent]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from senn.training.round_records import (
 )
 from senn.training.run_records import end_record, epoch_record, start_record
 from senn.training.run_state import BestModel, Checkpointer, RunState
+from senn.training.threads import RunThreads, pass_of
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import (
     NUMERICAL,
@@ -36,7 +38,7 @@ from senn.training.train_result import (
     count_parameters,
     forward_flops,
 )
-from senn.training.train_step import Batch, TrainStep
+from senn.training.train_step import TrainStep
 from senn.training.validation import Validation, validate
 
 
@@ -60,6 +62,7 @@ class Training:
         callbacks: Sequence[Callback],
         inputs: Inputs,
         checkpointer: Checkpointer | None,
+        threads: RunThreads,
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
         started = time.perf_counter()
@@ -67,7 +70,8 @@ class Training:
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs = inputs
-        config = recipe.plan(len(rows))
+        self.threads, config = threads, recipe.plan(len(rows))
+        threads.choose(self.step_flops, model, step=0)
         communicator = None if checkpointer is None else checkpointer.communicator
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
         changed = self.forget_former_size
@@ -122,9 +126,10 @@ class Training:
         for batch in batches[state.epoch_step :] if is_finite else ():
             self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
             stop = self.checkpointer is not None and self.checkpointer.stopping
-            state.losses.append(
-                self.learner.step(*self.inputs.training(batch, self.generator), stop=stop)
-            )
+            read, began = self.inputs.training(batch, self.generator), time.perf_counter()
+            state.losses.append(self.learner.step(*read, stop=stop))
+            stand_in = partial(pass_of, self.model, self.learner.loss, read)
+            self.threads.notice(time.perf_counter() - began, state.step, stand_in)
             state.step += 1
             state.epoch_step += 1
             if self.recipe.average == "ema":
@@ -157,6 +162,7 @@ class Training:
         if not math.isfinite(self.state.losses[-1].item()):
             return False
         self.grow(moves)
+        self.threads.choose(self.step_flops, self.model, self.state.step)
         self._before_round = None
         return True
 
@@ -192,6 +198,7 @@ class Training:
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "rounds": self.rounds.state_dict(),
             "learner": self.learner.state_dict(),
+            "threads": self.threads.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -205,6 +212,7 @@ class Training:
             self.state.load_state_dict(state, self.device)
             self.rounds.load_state_dict(state["rounds"])
             self.recorder.resume(self.state.history)
+            self.threads.load_state_dict(state.get("threads"), self.state.step)
             # Random states last, since what comes before may draw.
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["global"])
@@ -242,7 +250,7 @@ class Training:
 
         def survives(error: Exception) -> bool:
             # A round may diverge where training doesn't: then it is only skipped.
-            if isinstance(error, DivergenceError) and not self.is_sound(batches[0]):
+            if isinstance(error, DivergenceError) and not self.learner.is_sound(batches[0]):
                 return False
             return isinstance(error, NUMERICAL)
 
@@ -273,14 +281,6 @@ class Training:
             f"the weights are those of epoch {better.epoch} again, the best on the validation rows"
         )
         self.tell(rollback_record(where, self.state.epoch, self.state.step))
-
-    @torch.no_grad()
-    def is_sound(self, batch: Batch) -> bool:
-        """Return True if the loss of the network itself is finite on a batch."""
-        self.model.eval()
-        loss = self.learner.loss(self.model(batch[0]), *batch[1:])
-        self.model.train()
-        return bool(loss.isfinite())
 
     def tell(self, record: Record) -> None:
         """Append a record to the history and tell the callbacks."""
@@ -363,6 +363,10 @@ class Training:
         # One row is enough: the count is proportional to the rows.
         return forward_flops(self.model, self.inputs(self.rows.x[:1]))
 
+    def step_flops(self) -> int:
+        """Count those of the forward pass of a step, all rows together."""
+        return self.flops() * math.ceil(len(self.rows) / self.recipe.plan(len(self.rows)).batches)
+
     def finish(self, interrupted: bool) -> TrainResult:
         """Record how the run ended, and return its result with the best network."""
         if self.checkpointer is not None:
@@ -380,6 +384,7 @@ class Training:
             kept=why,
             validation=kept.figures,
             interrupted=interrupted,
+            threads=self.threads.changes,
         )
         self.tell(end_record(run, self.state.reason))
         return run
