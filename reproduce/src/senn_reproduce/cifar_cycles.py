@@ -27,6 +27,7 @@ from senn.training.augment import augment
 from senn_reproduce.cifar_cycles_figure import figure
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, pick_device
 from senn_reproduce.results import Record, table, write_results
+from senn_reproduce.step_threads import step_threads
 
 COUNTED = 4
 """Last cycles over which breathing is measured."""
@@ -170,6 +171,7 @@ class Curves:
         accuracy: on validation images.
         additions: largest relative change of the loss at additions alone.
         removals: and in rounds with removals.
+        threads: numbers of threads that computed it.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -177,6 +179,7 @@ class Curves:
     accuracy: list[float] = field(default_factory=list)
     additions: float = 0.0
     removals: float = 0.0
+    threads: list[Record] = field(default_factory=list)
 
 
 def seen(data: Data, settings: Settings, seed: int) -> Iterator[Pictures]:
@@ -216,20 +219,23 @@ def train(model: DenseConvNet, data: Data, settings: Settings, seed: int, *, gro
     )  # fmt: skip
     images, looking = (seen(data, settings, 1000 * seed + n) for n in (1, 2))
     curves = Curves()
-    for step in range(settings.steps):
-        x, y = next(images)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
-        if (step + 1) % settings.every == 0:
-            if grow:
-                _consider(grower, looking, settings, curves)
-            curves.steps.append(step + 1)
-            curves.widths.append(model.hidden)
-            curves.accuracy.append(
-                accuracy_and_loss(model, data.validation, data.standard)["accuracy"]
-            )
+    with step_threads(model, data.standard(data.train.pixels[:1]), settings.batch) as threads:
+        for step in range(settings.steps):
+            x, y = next(images)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if (step + 1) % settings.every == 0:
+                if grow:
+                    _consider(grower, looking, settings, curves)
+                    threads.follow(step + 1)
+                curves.steps.append(step + 1)
+                curves.widths.append(model.hidden)
+                curves.accuracy.append(
+                    accuracy_and_loss(model, data.validation, data.standard)["accuracy"]
+                )
+    curves.threads = threads.record
     return curves
 
 
@@ -286,6 +292,7 @@ def run(
         "smallest": min(width for block in model.hidden for width in block),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seconds": middle - start, "seconds_fixed": time.perf_counter() - middle,
+        "threads": {"grown": curves.threads, "fixed": fixed.threads},
         "change": {"additions": curves.additions, "removals": curves.removals},
         "hidden": [width for block in model.hidden for width in block],
         "curves": {

@@ -27,6 +27,7 @@ from senn.training import TrainConfig
 from senn.training.train_step import TrainStep
 from senn_reproduce.image_runs import Data, load, pick_device
 from senn_reproduce.results import Record, by_arm, table, write_results
+from senn_reproduce.step_threads import step_threads
 
 WIDTH, DEPTH = ("width", "prune"), ("width", "depth", "prune")
 ARMS = {
@@ -203,34 +204,36 @@ def run(arm: str, seed: int, rows: Rows, settings: Settings) -> Record:
     course, sizes, step = Course(), model.hidden, 0
     course.look(0, judge(model, rows.validation)["accuracy"], sum(sizes))
     seconds = -time.perf_counter()
-    for _ in range(plan.epochs):
-        for batch in torch.tensor_split(
-            torch.randperm(len(x), generator=generator).to(y.device), plan.batches
-        ):
-            learner.set_lr(recipe.lr_factor(step / plan.steps))
-            learner.step(x[batch], y[batch])
-            step += 1
-            due = rounds.due(step)
-            if not due and step not in looks:
-                continue
-            seconds += time.perf_counter()
-            before = judge(model, rows.validation)["accuracy"]
-            course.look(step, before, sum(sizes))
-            seconds -= time.perf_counter()
-            if due:
-                probe = torch.randperm(len(x), generator=generator)[
-                    : recipe.max_scoring_samples
-                ].to(y.device)
-                events = learner.grow([(x[probe], y[probe])], due)
-                sizes = events[-1].architecture if events else sizes
-                after = judge(model, rows.validation)["accuracy"]
-                course.growths += [_growth(event, step, after - before) for event in events]
-                course.look(step, after, sum(sizes))
+    with step_threads(model, x[:1], len(x) // plan.batches) as threads:
+        for _ in range(plan.epochs):
+            for batch in torch.tensor_split(
+                torch.randperm(len(x), generator=generator).to(y.device), plan.batches
+            ):
+                learner.set_lr(recipe.lr_factor(step / plan.steps))
+                learner.step(x[batch], y[batch])
+                step += 1
+                due = rounds.due(step)
+                if not due and step not in looks:
+                    continue
+                seconds += time.perf_counter()
+                before = judge(model, rows.validation)["accuracy"]
+                course.look(step, before, sum(sizes))
+                seconds -= time.perf_counter()
+                if due:
+                    probe = torch.randperm(len(x), generator=generator)[
+                        : recipe.max_scoring_samples
+                    ].to(y.device)
+                    events = learner.grow([(x[probe], y[probe])], due)
+                    threads.follow(step)
+                    sizes = events[-1].architecture if events else sizes
+                    after = judge(model, rows.validation)["accuracy"]
+                    course.growths += [_growth(event, step, after - before) for event in events]
+                    course.look(step, after, sum(sizes))
     seconds += time.perf_counter()
     return {
         "arm": arm, "seed": seed, "test": judge(model, rows.test), "validation": judge(model, rows.validation),
         "hidden": list(sizes), "units": sum(sizes), "parameters": sum(p.numel() for p in model.parameters()),
-        "largest": course.largest(), "seconds": seconds, "course": vars(course),
+        "largest": course.largest(), "seconds": seconds, "threads": threads.record, "course": vars(course),
     }  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def run(net: str, images: int, seed: int, sample: Sample, settings: Settings) ->
     return {
         "arm": f"{net}, {images}", "net": net, "images": images, "seed": seed, "validation": trained.validation,
         "test": judge(trained.model, sample.test), "units": sum(trained.architecture),
-        "parameters": trained.parameters, "seconds": trained.seconds,
+        "parameters": trained.parameters, "seconds": trained.seconds, "threads": trained.threads,
     }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from senn.nn import MLP
 from senn.optim import NaturalGradient
 from senn.policies import PaperPolicy
 from senn_reproduce.results import Record, table, write_results
+from senn_reproduce.step_threads import step_threads
 
 NOISE, TRAIN, TEST = 0.3, 200, 500
 POLICY = PaperPolicy(tau=2.0, alpha=1e-2, layer_cost=1.5)
@@ -131,26 +132,28 @@ def run(seed: int, settings: Settings, watch: int = 0) -> Run:
     result = Run((x, y), phases=[(0, model)])
     seconds = -time.perf_counter()
     watcher = None
-    for step in range(settings.steps):
-        if watch and step % watch == 0:
-            seconds += time.perf_counter()
-            watcher = watcher or _grower(model, None, settings, ("depth",), seed)
-            result.scores.append((step, _layer_score(watcher, x, y)))
-            seconds -= time.perf_counter()
-        if step % settings.every == 0:
-            before = copy.deepcopy(model) if watch else model
-            events = grower.grow([(x, y)], _moves(model, settings))
-            result.additions.append(sum(e.units if e.kind == "widen" else 1 for e in events))
-            watcher = None if events else watcher
-            if any(event.kind == "insert" for event in events):
-                result.phases[-1] = (result.phases[-1][0], before)
-                result.phases.append((step, model))
-        optimizer.step(x, y)
+    with step_threads(model, x[:1], len(x)) as threads:
+        for step in range(settings.steps):
+            if watch and step % watch == 0:
+                seconds += time.perf_counter()
+                watcher = watcher or _grower(model, None, settings, ("depth",), seed)
+                result.scores.append((step, _layer_score(watcher, x, y)))
+                seconds -= time.perf_counter()
+            if step % settings.every == 0:
+                before = copy.deepcopy(model) if watch else model
+                events = grower.grow([(x, y)], _moves(model, settings))
+                result.additions.append(sum(e.units if e.kind == "widen" else 1 for e in events))
+                threads.follow(step)
+                watcher = None if events else watcher
+                if any(event.kind == "insert" for event in events):
+                    result.phases[-1] = (result.phases[-1][0], before)
+                    result.phases.append((step, model))
+            optimizer.step(x, y)
     seconds += time.perf_counter()
     result.record = {
         "seed": seed, "test": _judge(model, *moons(TEST, 2 * seed + 1)), "train": _judge(model, x, y),
         "hidden": list(model.hidden), "units": sum(model.hidden),
-        "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds, "threads": threads.record,
     }  # fmt: skip
     return result
 

@@ -25,6 +25,7 @@ from senn.optim import NaturalGradient
 from senn.policies import PaperPolicy
 from senn_reproduce.landscape import Moment, figure
 from senn_reproduce.results import Record, table, write_results
+from senn_reproduce.step_threads import step_threads
 
 TRAIN, TEST = 50, 1000
 DEEP = (16, 16, 16, 16)
@@ -137,24 +138,26 @@ def run(seed: int, settings: Settings) -> Run:
     )  # fmt: skip
     result = Run((x, y), target)
     seconds = -time.perf_counter()
-    for step in range(settings.steps):
-        if step % settings.every == 0:
-            before = copy.deepcopy(model)
-            events = grower.grow([(x, y)])
-            result.additions.append(sum(event.units for event in events))
-            if events:
-                result.moments.append(_moment(step, before, grower, added=model))
-                grower.score_candidates([(x, y)])
-                grower.reset()
-                result.moments.append(_moment(step, model, grower))
-        optimizer.step(x, y)
+    with step_threads(model, x[:1], len(x)) as threads:
+        for step in range(settings.steps):
+            if step % settings.every == 0:
+                before = copy.deepcopy(model)
+                events = grower.grow([(x, y)])
+                threads.follow(step)
+                result.additions.append(sum(event.units for event in events))
+                if events:
+                    result.moments.append(_moment(step, before, grower, added=model))
+                    grower.score_candidates([(x, y)])
+                    grower.reset()
+                    result.moments.append(_moment(step, model, grower))
+            optimizer.step(x, y)
     seconds += time.perf_counter()
     grower.score_candidates([(x, y)])
     result.moments.append(_moment(settings.steps, model, grower))
     result.record = {
         "seed": seed, "test": {"error": _error(model, target, test)}, "train": {"error": _error(model, target, x)},
         "hidden": list(model.hidden), "units": sum(model.hidden),
-        "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()), "seconds": seconds, "threads": threads.record,
     }  # fmt: skip
     return result
 

@@ -25,6 +25,7 @@ from senn.policies import PaperPolicy, PricePolicy
 from senn.training.augment import augment
 from senn_reproduce.image_runs import Data, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.results import Record, write_results
+from senn_reproduce.step_threads import step_threads
 from senn_reproduce.transfer_figure import figure
 from senn_reproduce.transfer_growth import Growth, Trace, size, widths
 from senn_reproduce.transfer_table import ARMS, summary
@@ -163,18 +164,21 @@ def fit(
     trace = Trace(widths=[(0, widths(model))])
     epoch_by_epoch = (batches(data.train, settings.batch_size, generator) for _ in range(epochs))
     start = time.perf_counter()
-    for step, (pixels, labels) in enumerate(itertools.chain.from_iterable(epoch_by_epoch)):
-        if step in watched:
-            start += _watch(model, data, step, trace)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.lr * one_cycle(step / steps)
-        x = augment(data.standard(pixels), generator, shift=settings.shift)
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        if growth is not None:
-            start += growth.after(step + 1, trace)
-    trace.seconds = time.perf_counter() - start
+    with step_threads(model, data.standard(data.train.pixels[:1]), settings.batch_size) as threads:
+        for step, (pixels, labels) in enumerate(itertools.chain.from_iterable(epoch_by_epoch)):
+            if step in watched:
+                start += _watch(model, data, step, trace)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.lr * one_cycle(step / steps)
+            x = augment(data.standard(pixels), generator, shift=settings.shift)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), labels).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            if growth is not None:
+                start += growth.after(step + 1, trace)
+                if step + 1 in growth.rounds:
+                    threads.follow(step + 1)
+    trace.seconds, trace.threads = time.perf_counter() - start, threads.record
     _watch(model, data, steps, trace)
     trace.widths.append((steps, widths(model)))
     return trace
@@ -260,6 +264,7 @@ def _record(
     }
     record["parameters"] = {arm: size(nets[arm]) for arm in ARMS}
     record["seconds"] = {name: trace.seconds for name, trace in traces.items()}
+    record["threads"] = {name: trace.threads for name, trace in traces.items()}
     record["growth"] = {
         "loss change": grown.change,
         "loss change at removals": grown.removal,

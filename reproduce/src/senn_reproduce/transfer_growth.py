@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from senn.grower import Grower
 from senn.nn import DenseConvNet
 from senn_reproduce.image_runs import Data, accuracy_and_loss
+from senn_reproduce.results import Record
 
 if TYPE_CHECKING:
     from senn_reproduce.transfer import Settings
@@ -32,6 +33,7 @@ class Trace:
         removal: the same by a round with removals.
         seconds: of training and considering.
         considering: seconds of it that considering took.
+        threads: numbers of threads that computed it.
     """
 
     steps: list[int] = field(default_factory=list)
@@ -42,6 +44,7 @@ class Trace:
     removal: float = 0.0
     seconds: float = 0.0
     considering: float = 0.0
+    threads: list[Record] = field(default_factory=list)
 
 
 def widths(model: DenseConvNet) -> list[int]:

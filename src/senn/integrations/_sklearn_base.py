@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -19,6 +20,7 @@ from senn.training import Task, TrainConfig, train
 from senn.training.builders import build_model
 from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
+from senn.training.threads import RunThreads
 from senn.training.train_config import RANGES
 
 Array = np.ndarray[Any, Any]
@@ -118,9 +120,10 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             )
             online = IncrementalTrainer(model, recipe, self._task)
             self._online = online
-        records = online.partial_fit(
-            self._standardize(X), self._encode(y), torch.from_numpy(weight)
-        )
+        rows = self._standardize(X)
+        with RunThreads(online.recipe.threads, rows.device) as threads:
+            threads.choose(partial(online.step_flops, rows), online.model, online.step)
+            records = online.partial_fit(rows, self._encode(y), torch.from_numpy(weight))
         self.model_ = online.model
         self.history_ = [*getattr(self, "history_", []), *records]
         self.architecture_ = self.model_.hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from senn.schedule import GrowthSchedule
 from senn.training.batches import Rows
 from senn.training.round_records import Record, RoundRecorder
 from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import forward_flops
 from senn.training.train_step import TrainStep
 
 
@@ -85,6 +87,15 @@ class IncrementalTrainer:
             "architecture": list(self.model.hidden),
         }
         return [*grown, record]
+
+    def step_flops(self, x: Tensor) -> int:
+        """Count the floating-point operations of the forward pass of one step of a pass over rows.
+
+        Args:
+            x: (n, d) inputs.
+        """
+        batches = self.recipe.plan(len(x)).batches
+        return forward_flops(self.model, x[:1]) * math.ceil(len(x) / batches)
 
     def state_dict(self) -> State:
         """Return all that passes change: nested plain values and tensors, copies.

@@ -27,6 +27,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, distributed, nn
 
+from senn._records import reading_state
+from senn._validate import check, whole
 from senn.errors import UnsupportedError
 from senn.graph.model_copy import copy_model
 from senn.training.round_records import Record
@@ -123,7 +125,8 @@ def caller_setting() -> str | None:
 
 def saved_number(state: Mapping[str, Any]) -> int:
     """Return the number of threads that computed the last step of a saved run, from `RunThreads.state_dict`."""
-    return int(state["changes"][-1]["number"])
+    with reading_state("this isn't the state of such a run"):
+        return int(state["changes"][-1]["number"])
 
 
 def resumed_number(state: Mapping[str, Any] | None, given: int | None) -> int:
@@ -239,13 +242,15 @@ class RunThreads(AbstractContextManager["RunThreads"]):
         """
         if state is None:
             if self.is_open:
+                self._apply(self._most)
                 self._note(step, "caller", "the run began with a version that left threads alone")
             return
         now, self.changes = self.changes, [dict(change) for change in state["changes"]]
-        last = self.changes[-1]
-        if not now:
-            self._apply(int(last["number"]))
-        elif now[-1]["number"] != last["number"]:
+        if self._left_alone is None:
+            number = saved_number(state)
+            check("threads", number, whole(low=1))
+            self._apply(number)
+        elif now[-1]["by"] != self.changes[-1]["by"] or now[-1]["number"] != saved_number(state):
             self.changes.append({**now[-1], "step": step})
 
     def _look(self, step: int, stand_in: Callable[[], Callable[[], None]]) -> None:
