@@ -100,11 +100,17 @@ def mlp(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
+def read_mnist(part: str) -> Tensor:
+    """Images (n, 784), standardized, or labels (n,) of a file of MNIST, named without its ending."""
+    found = _idx(f"{part}-ubyte.gz")
+    if found.ndim == 1:
+        return torch.tensor(found, dtype=torch.long)
+    return (torch.tensor(found.reshape(-1, 784), dtype=torch.float32) / 255 - 0.1307) / 0.3081
+
+
 def mnist(rows: int = 12_000, steps: int = 1395) -> Task:
     """784-[10]-10 on rows of MNIST's training set; validation on its last 10,000."""
-    x = torch.tensor(_idx("train-images-idx3-ubyte.gz").reshape(-1, 784), dtype=torch.float32)
-    y = torch.tensor(_idx("train-labels-idx1-ubyte.gz"), dtype=torch.long)
-    x = (x / 255 - 0.1307) / 0.3081
+    x, y = read_mnist("train-images-idx3"), read_mnist("train-labels-idx1")
     return Task(
         name="mnist",
         rows=(x[:rows], y[:rows], x[50_000:], y[50_000:]),
