@@ -11,6 +11,7 @@ so that the width goes up or down step by step. What differs from the paper, to 
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -63,7 +64,7 @@ class AdaptiveMLP(nn.Module):
     def used_parameters(self) -> int:
         """Parameters of the units in use, and the rates."""
         sizes = (self.shortcut.in_features, *self.widths, self.head.out_features)
-        body = sum((a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False))
+        body = sum((a + 1) * b for a, b in itertools.pairwise(sizes))
         return body + self.shortcut.weight.numel() + len(self.widths)
 
     def importance(self, number: int, width: int) -> Tensor:

@@ -92,6 +92,7 @@ def best_of(runs: Mapping[Size, dict[str, Any]], monitor: str) -> dict[str, Any]
         **runs[size],
         "size": list(size),
         "search flops": sum(one["flops"] for one in runs.values()),
+        "search seconds": sum(one["seconds"] for one in runs.values()),
         "grid": [
             {"size": list(size), **{key: one[key] for key in ("validation", "parameters", "flops")}}
             for size, one in runs.items()

@@ -26,6 +26,7 @@ from senn.training.builders import build_model
 from senn.training.image_training import build_conv_net, image_config, start_widths
 
 Size = tuple[int, ...]
+AS_THEY_ARE = Inputs()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Problem:
     start: Size
     grid: tuple[Size, ...]
     recipe: Callable[..., TrainConfig] = TrainConfig
-    inputs: Inputs = Inputs()
+    inputs: Inputs = AS_THEY_ARE
 
     def split(self, seed: int, recipe: TrainConfig) -> tuple[Rows, Rows, torch.Generator]:
         """Training and validation rows of a seed, and the generator that drew them, for what is drawn next."""
@@ -184,12 +185,14 @@ def text(rows: int = 8000) -> Problem:
 
 
 def shortened(problem: Problem) -> Problem:
-    """The same task in seconds: few rows, few epochs, two sizes in the grid."""
+    """The same task in seconds: few rows, epochs, rounds and candidates, two sizes in the grid."""
     rows = Rows(x=problem.train.x[:400], y=problem.train.y[:400])
     own = problem.recipe
 
     def recipe(**choices: Any) -> TrainConfig:
-        return own(**{"epochs": 8, "batch_size": 32, **choices})
+        short = {"epochs": 5, "batch_size": 32, "max_scoring_samples": 64}
+        rounds = {"addition_rounds": (0.1, 0.3), "pruning_rounds": (0.6,)}
+        return own(**{**short, **rounds, "candidates_per_layer": 8, **choices})
 
     test = Rows(x=problem.test.x[:100], y=problem.test.y[:100])
     return replace(problem, train=rows, test=test, grid=problem.grid[:2], recipe=recipe)
