@@ -51,6 +51,8 @@ BUDGETS = (0.25, 0.5, 1.0, 2.0)
 BIRTHS = 6
 """Births of the schedule, as many as the library has rounds of additions on a table."""
 
+GRID_FIELDS = ("validation", "parameters", "flops", "steps", "seconds")
+
 Record = Mapping[str, Any]
 
 
@@ -94,7 +96,7 @@ def best_of(runs: Mapping[Size, dict[str, Any]], monitor: str) -> dict[str, Any]
         "search flops": sum(one["flops"] for one in runs.values()),
         "search seconds": sum(one["seconds"] for one in runs.values()),
         "grid": [
-            {"size": list(size), **{key: one[key] for key in ("validation", "parameters", "flops")}}
+            {"size": list(size), **{key: one[key] for key in GRID_FIELDS}}
             for size, one in runs.items()
         ],
     }

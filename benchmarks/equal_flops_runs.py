@@ -68,7 +68,7 @@ class CountedTraining(Training):
     Attributes:
         meter: counts.
         curve: a point for each epoch.
-        births: for each widening, operations so far and units.
+        births: for each round that widened, operations so far and units.
     """
 
     def __init__(self, problem: Problem, model: nn.Module, *, recipe: TrainConfig) -> None:
@@ -100,9 +100,9 @@ class CountedTraining(Training):
         before = len(self.learner.events)
         with self.meter.counting("looking"):
             super().grow(moves)
-        for event in self.learner.events[before:]:
-            if event.kind == "widen":
-                self.births.append((self.meter.total, event.units))
+        new = self.learner.events[before:]
+        if added := sum(event.units for event in new if event.kind == "widen"):
+            self.births.append((self.meter.total, added))
 
     def validate(self, model: nn.Module) -> Validation | None:
         """Validate, and count it."""

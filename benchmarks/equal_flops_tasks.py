@@ -58,9 +58,14 @@ class Problem:
     def split(self, seed: int, recipe: TrainConfig) -> tuple[Rows, Rows, torch.Generator]:
         """Training and validation rows of a seed, and the generator that drew them, for what is drawn next."""
         generator = torch.Generator().manual_seed(seed)
-        rows, held_out = partition(self.train.x, self.train.y, recipe, generator=generator)
+        y = self.train.y
+        # the library's split takes one target a row, by whose classes it draws
+        if y.dim() > 1 and not y.is_floating_point():
+            y = torch.zeros(len(y))
+        numbers = torch.arange(len(y))
+        rows, held_out = partition(numbers, y, recipe, generator=generator)
         assert held_out is not None
-        return rows, held_out, generator
+        return self.train.take(rows.x), self.train.take(held_out.x), generator
 
     def fresh(self, size: Size, seed: int) -> nn.Module:
         """A net with the first weights of a seed."""
@@ -100,8 +105,11 @@ def mnist(rows: int) -> Problem:
     return table(name, (x[:rows], y[:rows], *test))
 
 
-IMAGE_INPUTS = Inputs(None, partial(augment, shift=2))
-"""Images are shifted by an eighth of their side and mirrored, as `train_images` does."""
+def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Images shifted by up to an eighth of their side and mirrored, as `train_images` does."""
+    # Contiguous: on images whose channels come last, the backward pass of narrow convolutions writes past its buffers
+    # on a CPU (PyTorch 2.13).
+    return augment(x, generator, shift=2).contiguous()
 
 
 class Block(nn.Module):
@@ -161,7 +169,7 @@ def cifar(net: str) -> Problem:
         if is_conv
         else ((4,), (6,), (8,), (12,), (16,), (24,)),
         recipe=image_config,
-        inputs=IMAGE_INPUTS,
+        inputs=Inputs(None, shifted),
     )
 
 

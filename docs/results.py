@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from equal_flops_page import equal_flops
 from results_paper import experiments
 from results_running import running
 from results_tables import table_sizes
@@ -43,6 +44,7 @@ python benchmarks/report_load.py --out report_load.json
 python benchmarks/import_time.py --out import_time.json
 python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # fixed nets of the final size
 python benchmarks/criteria.py --out criteria.json             # the score against chance and other criteria
+python benchmarks/equal_flops.py --out equal_flops.json       # grown and fixed nets at equal operations
 ```
 
 Image sets are read from the folder in `--data-dir` or `SENN_DATA` (`mnist/*.gz`, `cifar-10/*.parquet` or
@@ -432,6 +434,7 @@ def main() -> None:
     for section in tables:
         parts += section()
     parts += table_sizes([*stored("table_sizes").values()], table)
+    parts += equal_flops(stored, is_stored, table)
     parts += experiments(stored, is_stored, table)
     for section in (mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import equal_flops_tasks
 import pytest
@@ -62,6 +63,44 @@ def test_every_arm_is_a_record_of_equal_operations_that_is_not_run_again(tiny, t
     assert main(argv) == 0
     assert out.read_text() == written
     assert capsys.readouterr().out == ""
+
+
+def record(task, arm, seed, score, budget=1.0):
+    return {
+        "task": task,
+        "arm": arm,
+        "seed": seed,
+        "budget": budget,
+        "test": {"score": score, "loss": 1 - score},
+        "commit": "abc",
+        "command": "python bench.py",
+        "parameters": 100,
+        "flops": 1e9,
+        "by kind": {"looking": 5e8},
+        "curve": [[1e8, 50, 1.0, 0.1], [1e9, 100, 0.5, score]],
+    }
+
+
+def test_the_page_says_on_how_many_tasks_growing_is_ahead(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
+    from equal_flops_page import draw, equal_flops
+    from results import table as markdown
+
+    rivals = {"best_fixed": 0.8, "scratch": 0.6}
+    records = [
+        record(task, arm, seed, score + seed / 100)
+        for task in ("one", "two")
+        for seed in (0, 1)
+        for arm, score in ({"grown": 0.7 if task == "one" else 0.9} | rivals).items()
+    ]
+    stored = {"equal_flops": {str(number): one for number, one in enumerate(records)}}
+    page = "\n".join(equal_flops(stored.get, stored.__contains__, markdown))
+    assert "| one | 0.7050 | -0.1000 ± 0.0000 | +0.1000 ± 0.0000 |" in page
+    assert "| 1 | best fixed | 1 | 0 | 1 |" in page
+    assert "| 1 | scratch | 2 | 0 | 0 |" in page
+    assert [*equal_flops({}.get, {}.__contains__, markdown)] == []
+    draw(records, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
 def test_a_run_that_is_counted_grows_as_one_that_is_not(tiny):
