@@ -24,8 +24,10 @@ if TYPE_CHECKING:
     from senn.errors import SennError as SennError
     from senn.errors import SurgeryError as SurgeryError
     from senn.errors import UnsupportedError as UnsupportedError
+    from senn.events import Frontier as Frontier
     from senn.events import GrowthEvent as GrowthEvent
     from senn.grower import Grower as Grower
+    from senn.grower import frontier as frontier
     from senn.integrations.sklearn import SENNClassifier as SENNClassifier
     from senn.integrations.sklearn import SENNRegressor as SENNRegressor
     from senn.policies import PaperPolicy as PaperPolicy
@@ -40,6 +42,7 @@ __version__ = "0.2.0"
 _HOME = {
     "Arguments": "senn.pytree",
     "CandidateConfig": "senn.candidates.candidate_config",
+    "Frontier": "senn.events",
     "Grower": "senn.grower",
     "GrowthEvent": "senn.events",
     "PaperPolicy": "senn.policies",
@@ -52,6 +55,7 @@ _HOME = {
     "UnsupportedError": "senn.errors",
     "analyze": "senn.verification",
     "explain": "senn.verification",
+    "frontier": "senn.grower",
     "load": "senn.checkpoint",
     "save": "senn.checkpoint",
 }

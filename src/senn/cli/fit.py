@@ -28,6 +28,7 @@ from senn.cli.workers import WorkerCheckpointer, processes, shared_state
 from senn.collectives import Communicator
 from senn.data.images import is_images
 from senn.errors import SennError
+from senn.events import Frontier
 from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder, read_start
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
@@ -41,6 +42,10 @@ SCORED, FINISH_SECONDS = 1.1, 1.5
 
 Writing the network takes a moment more, so that a run that is asked to end has ended within two seconds.
 """
+
+
+_WITHIN = 0.01
+"""Loss of validation score that the line about smaller sizes allows: a point of accuracy."""
 
 
 def run(**parsed: Any) -> int:
@@ -259,6 +264,7 @@ def _results(
         "threads": trained.threads,
         "test": scores,
         "validation": trained.validation,
+        "frontier": None if trained.frontier is None else trained.frontier.to_dict(),
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
         "versions": _versions(),
@@ -311,8 +317,21 @@ def _report_outcome(
         f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
         f"{results['seconds']:.1f} seconds"
     )
+    if results["frontier"] is not None:
+        say(_smaller(Frontier.from_dict(results["frontier"])))
     names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, FIGURE)
     say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
+
+
+def _smaller(sizes: Frontier) -> str:
+    """Say how small the network could be."""
+    name = sizes.score_name or "loss"
+    point = sizes.smallest(_WITHIN)
+    share = f"{sizes.share_removed(point):.0%} of the units"
+    return (
+        f"pruned without training: {point.parameters:,} parameters ({share} removed) within {_WITHIN:g} of its "
+        f"validation {name}"
+    )
 
 
 def _show_plan(say: _LinePrinter, preparation: Prepared, *, as_json: bool) -> None:

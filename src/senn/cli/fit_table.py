@@ -215,7 +215,7 @@ def _recipe(
     options: FitOptions, encoder: TableEncoder, features: int, begun_with: tuple[int, ...] | None
 ) -> TrainConfig:
     """Build the recipe of defaults and options, checked as far as is possible by now."""
-    recipe = TrainConfig(policy=chosen_policy(options), **recipe_fields(options))
+    recipe = TrainConfig(policy=chosen_policy(options), frontier=True, **recipe_fields(options))
     start = start_widths(features, encoder.target.outputs, recipe)
     if begun_with is not None and begun_with != start:
         recipe = replace(recipe, hidden=begun_with)

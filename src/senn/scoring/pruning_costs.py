@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from senn.graph import LinearMap, get_tensor, weight_matrix
 from senn.kfac.factors import FactorInverse
+from senn.kfac.whitening import whiten_weights
 from senn.scoring.formulas import compensation, trace_product
+from senn.scoring.gains import LayerGains
 
 
 class PruningCosts:
@@ -102,3 +104,18 @@ def weight_of(model: nn.Module, linear_map: LinearMap) -> Tensor:
     if linear_map.bias is None:
         return weight
     return torch.cat([weight, get_tensor(model, linear_map.bias).detach()[:, None]], 1)
+
+
+def hold_weights(
+    costs: PruningCosts, model: nn.Module, linear_map: LinearMap, gains: LayerGains
+) -> None:
+    """Count the costs of a map from its weights as they are: nothing trains them where their natural step leads.
+
+    Args:
+        costs: the costs, of which no column is gone.
+        model: the model.
+        linear_map: the map.
+        gains: gains of the map's columns.
+    """
+    weight = whiten_weights(gains.whitener, weight_of(model, linear_map).double())
+    costs.weights = weight.expand_as(costs.weights)

@@ -95,5 +95,6 @@ class Callback:
         Args:
             record: `event` ("end"), `best_epoch`, `kept` (why that one), `epochs` (trained), `architecture`,
                 `parameters`, `seconds`, `validation` (metric to value), `interrupted` (bool), `reason` (why it ended),
-                `threads` (list of `step`, `number`, `by`, `reason`: how many threads computed, and why).
+                `threads` (list of `step`, `number`, `by`, `reason`: how many threads computed, and why),
+                `frontier` (`Frontier.to_dict()`, or None).
         """

@@ -111,6 +111,7 @@ def end_record(result: TrainResult, reason: str) -> Record:
         "interrupted": result.interrupted,
         "reason": reason,
         "threads": [dict(change) for change in result.threads],
+        "frontier": None if result.frontier is None else result.frontier.to_dict(),
     }
 
 

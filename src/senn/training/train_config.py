@@ -64,6 +64,7 @@ RANGES: Mapping[str, Rule] = {
     "round_to": whole(low=1),
     "moves": each(one_of("width", "depth", "prune")).or_none(),
     "threads": whole(low=1).or_none(),
+    "frontier": flag(),
     "seed": a_seed(),
 }
 """Ranges of the fields of a `TrainConfig`."""
@@ -124,6 +125,8 @@ class TrainConfig:
             `senn.nn.MLP` keeps its depth by the price policy where `hidden` isn't given: it starts with layers enough.
         threads: number of threads that compute the steps on a CPU. None to let it follow from the work of a step, but
             to leave alone what OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` has set.
+        frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
+            (`senn.frontier`), on the validation rows. `senn fit` does.
         seed: seed of everything drawn at random.
 
     Raises:
@@ -176,6 +179,7 @@ class TrainConfig:
     round_to: int = 1
     moves: tuple[str, ...] | None = None
     threads: int | None = None
+    frontier: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:

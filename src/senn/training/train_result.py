@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from senn.errors import DivergenceError
+from senn.events import Frontier
 from senn.training.round_records import Record
 
 NUMERICAL = (DivergenceError, ArithmeticError, torch.linalg.LinAlgError, torch.OutOfMemoryError)  # type: ignore[attr-defined]
@@ -34,6 +35,8 @@ class TrainResult:
         interrupted: True if a KeyboardInterrupt ended the run.
         threads: numbers of threads that computed it, in order: `step` from which on, `number`, `by` what it was chosen
             and the `reason`, as in `senn.training.threads.RunThreads`.
+        frontier: the network pruned to smaller sizes without training, by `TrainConfig.frontier`; None if that wasn't
+            measured.
     """
 
     model: nn.Module
@@ -46,6 +49,7 @@ class TrainResult:
     kept: str
     interrupted: bool = False
     threads: list[Record] = field(default_factory=list, repr=False)
+    frontier: Frontier | None = field(default=None, repr=False)
 
 
 def architecture(model: nn.Module) -> tuple[int, ...]:

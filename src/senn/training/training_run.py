@@ -16,10 +16,12 @@ from torch import nn
 from senn._records import reading_state
 from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
+from senn.events import Frontier
 from senn.schedule import GrowthSchedule
 from senn.training.batch_norm import renew_batch_norms
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
+from senn.training.kept_frontier import kept_frontier
 from senn.training.round_records import (
     Record,
     RoundRecorder,
@@ -225,11 +227,7 @@ class Training:
         try:
             self.checkpointer.save(state or self.state_dict())
         except (SennError, OSError) as error:
-            self.tell(
-                fault_record(
-                    f"no checkpoint was written: {error}", self.state.epoch, self.state.step
-                )
-            )
+            self.tell_fault(f"no checkpoint was written: {error}")
 
     def grow(self, moves: Sequence[str]) -> None:
         """Run one round of these moves, scored on at most `recipe.max_scoring_samples` training rows.
@@ -290,6 +288,10 @@ class Training:
         # After the history: a callback that fails or interrupts finds the record kept.
         for callback in self.callbacks:
             getattr(callback, f"on_{record['event']}")(record)
+
+    def tell_fault(self, text: str) -> None:
+        """Record what went wrong and was left out."""
+        self.tell(fault_record(text, self.state.epoch, self.state.step))
 
     def end_epoch(self, train_loss: float) -> bool:
         """Validate, keep the best network, and record the epoch.
@@ -360,18 +362,31 @@ class Training:
 
     def flops(self) -> int:
         """Count the floating-point operations of the model as it is now, per row."""
-        # One row is enough: the count is proportional to the rows.
-        return forward_flops(self.model, self.inputs(self.rows.x[:1]))
+        return forward_flops(self.model, self.inputs(self.rows.x[:1]))  # proportional to the rows
 
     def step_flops(self) -> int:
         """Count those of the forward pass of a step, all rows together."""
         return self.flops() * math.ceil(len(self.rows) / self.recipe.plan(len(self.rows)).batches)
 
+    def frontier(self, model: nn.Module) -> Frontier | None:
+        """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
+        return kept_frontier(
+            model,
+            self.rows,
+            self.held_out,
+            task=self.task,
+            recipe=self.recipe,
+            inputs=self.inputs,
+            loss=self.learner.loss,
+            tell_fault=self.tell_fault,
+        )
+
     def finish(self, interrupted: bool) -> TrainResult:
         """Record how the run ended, and return its result with the best network."""
+        seconds, (kept, why) = self.state.seconds, self.state.kept(self.monitor)
+        sizes = None if interrupted else self.frontier(kept.model)
         if self.checkpointer is not None:
             self.checkpointer.end()
-        kept, why = self.state.kept(self.monitor)
         # Eval mode: what comes out is for predicting.
         model = kept.model.eval()
         run = TrainResult(
@@ -379,12 +394,13 @@ class Training:
             history=self.state.history,
             architecture=architecture(model),
             parameters=count_parameters(model),
-            seconds=self.state.seconds,
+            seconds=seconds,
             best_epoch=kept.epoch,
             kept=why,
             validation=kept.figures,
             interrupted=interrupted,
             threads=self.threads.changes,
+            frontier=sizes,
         )
         self.tell(end_record(run, self.state.reason))
         return run
