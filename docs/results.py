@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from equal_flops_page import equal_flops
+from results_frontier import smaller_sizes
 from results_paper import experiments
 from results_running import running
 from results_tables import table_sizes
@@ -435,6 +436,7 @@ def main() -> None:
         parts += section()
     parts += table_sizes([*stored("table_sizes").values()], table)
     parts += equal_flops(stored, is_stored, table)
+    parts += smaller_sizes(stored, table)
     parts += experiments(stored, is_stored, table)
     for section in (mnist, mnist_sizes, cifar_cycles, transfer):
         parts += section()

@@ -20,9 +20,8 @@ def waves(seed=0):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(600, 2, generator=generator)
     y = ((2 * x[:, 0]).sin() * (2 * x[:, 1]).sin() > 0).long()
-    recipe = TrainConfig(
-        hidden=(3,), policy=PricePolicy(kappa=0.003, layer_cost=1.0), epochs=12, seed=seed
-    )
+    policy = PricePolicy(kappa=0.003, layer_cost=1.0)
+    recipe = TrainConfig(hidden=(3,), policy=policy, epochs=12, seed=seed, frontier=True)
     run = train(x, y, task="classification", outputs=2, recipe=recipe)
     data = {"name": "waves", "rows": 600, "features": 2, "target": "inside", "classes": ["no", "yes"],
             "columns": {"x": "number", "y": "number"}, "notes": []}  # fmt: skip

@@ -1,5 +1,6 @@
 """The report: what it reads and writes, without a browser."""
 
+import copy
 import json
 import math
 import re
@@ -57,6 +58,27 @@ def test_a_growth_round_keeps_all_candidates_and_their_figures():
                 assert told["names"][cell] == one[column]
             else:
                 assert cell == pytest.approx(one[column], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda end: end.update(frontier=[]),
+        lambda end: end["frontier"].pop("units"),
+        lambda end: end["frontier"].update(units="many"),
+        lambda end: end["frontier"]["points"][1].update(parameters="many"),
+        lambda end: end["frontier"]["points"][1].update(widths={"0": 1.5}),
+        lambda end: end["frontier"]["points"][1]["figures"].pop("loss"),
+        lambda end: end["frontier"]["points"][1].update(figures=None),
+    ],
+)
+def test_a_damaged_frontier_is_refused(damage):
+    run, results = waves()
+    history = copy.deepcopy(run.history)
+    RunReport("run", history, results).document()
+    damage(history[-1])
+    with pytest.raises(SennError, match="the run 'run' is damaged"):
+        RunReport("run", history, results).document()
 
 
 def test_numbers_that_json_has_not_become_null():

@@ -129,7 +129,16 @@ def test_a_curve_says_its_figures_and_sets_the_time(single):
 
 def test_every_chart_has_a_table_of_its_data(single):
     keys = single.evaluate("[...senn.drawn.keys()]")
-    assert keys == ["loss", "score", "widths", "parameters", "flops", "eta", "decreases"]
+    assert keys == [
+        "loss",
+        "score",
+        "widths",
+        "parameters",
+        "flops",
+        "eta",
+        "decreases",
+        "frontier",
+    ]
     for key in keys:
         rows = single.evaluate(
             "(key) => { const t = senn.drawn.get(key).table; t.open = true; t.refresh();"

@@ -89,3 +89,39 @@ def test_what_came_of_a_round_is_told_by_the_next_one(single):
     known = [one["realized_decrease"] for one in run.history if one["event"] == "growth"]
     assert any(value is not None for value in known)
     assert told == [None if value is None else pytest.approx(value, rel=1e-4) for value in known]
+
+
+def test_smaller_sizes_are_drawn_with_the_kept_network_ringed(single):
+    run, _ = waves()
+    points = run.frontier.points
+    drawn = single.evaluate("senn.drawn.get('frontier').chart.rows")
+    assert [row["parameters"] for row in drawn] == [point.parameters for point in points]
+    assert [row["value"] for row in drawn] == pytest.approx(
+        [point.figures["accuracy"] for point in points], rel=1e-4
+    )
+    assert [row["kept"] for row in drawn] == [True] + [False] * (len(points) - 1)
+    symbols = single.locator(".chart.frontier g.mark-symbol")
+    assert [symbols.nth(at).locator("path").count() for at in range(2)] == [len(points), 1]
+    assert "kept" in single.text_content(".chart.frontier svg")
+
+
+def test_a_click_on_smaller_sizes_moves_no_time(single):
+    single.evaluate("senn.player.show(2)")
+    single.locator(".chart.frontier .plot").scroll_into_view_if_needed()
+    box = single.locator(".chart.frontier .plot svg").bounding_box()
+    single.mouse.click(box["x"] + box["width"] * 0.9, box["y"] + box["height"] * 0.5)
+    assert single.evaluate("senn.player.position") == 2
+    single.mouse.move(0, 0)
+
+
+def test_runs_without_smaller_sizes_have_no_chart_of_them(single):
+    keys = """(run) => {
+        const told = charts([new Story(run, [])]);
+        return told.map((chart) => chart.key);
+    }"""
+    run, _ = waves()
+    bare = [{key: value for key, value in one.items() if key != "frontier"} for one in run.history]
+    records = [one for one in bare if one["event"] != "growth_round"]
+    found = single.evaluate(keys, {"name": "old", "records": records})
+    assert "loss" in found
+    assert "frontier" not in found

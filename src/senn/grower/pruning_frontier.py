@@ -42,6 +42,7 @@ _RANGES: Mapping[str, Rule] = {
 }
 
 
+@torch.inference_mode(False)  # tensors that are made in inference mode have no gradients
 def frontier(
     model: nn.Module,
     loss: Callable[[Tensor, Tensor], Tensor],
@@ -68,7 +69,7 @@ def frontier(
         batches: tuples of inputs, targets and perhaps weights to score on, training rows; a few thousand are enough.
             They are all held, and run once for each size.
         evaluate: returns figures of a network on validation rows, `loss` and at most one score, of which larger is
-            better, by its name. It is called in eval mode, once for each size.
+            better, by its name. It is called in eval mode and without gradients, once for each size.
         step: share of the units that goes in one block, above 0.
         most: share of the units that is removed at the end; every layer keeps a unit.
         ignore: names of modules to leave alone.
@@ -190,7 +191,8 @@ class _Pruning:
 
     def _point(self, evaluate: Callable[[nn.Module], Figures]) -> FrontierPoint:
         self.model.eval()
-        figures = {name: float(value) for name, value in evaluate(self.model).items()}
+        with torch.no_grad():
+            figures = {name: float(value) for name, value in evaluate(self.model).items()}
         if "loss" not in figures:
             raise SennError(f"evaluate must return the loss, and it returned {[*figures]}")
         return FrontierPoint(

@@ -63,6 +63,12 @@ class Inputs:
         """Read stored inputs (n, ...) to evaluate the network on."""
         return x if self.read is None else self.read(x)
 
+    def whole(self, rows: Rows) -> Batch:
+        """Read rows, as one batch to evaluate the network on."""
+        ((x, *rest),) = rows.batches(1)
+        batch: Batch = (self(x), *rest)
+        return batch
+
     def training(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Read, and augment, a batch to train on.
 

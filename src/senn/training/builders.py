@@ -230,20 +230,3 @@ def _candidate_config(model: nn.Module, recipe: TrainConfig) -> CandidateConfig:
         # With an activation of the user's own, new layers have the one that the model uses nearby.
         activation=config.activation if recipe.activation is None else None,
     )
-
-
-def check_budget(model: nn.Module, recipe: TrainConfig) -> None:
-    """Refuse a network that exceeds `max_params` before it grows.
-
-    Args:
-        model: the network as it starts.
-        recipe: the budget.
-
-    Raises:
-        SennError: it has more parameters.
-    """
-    parameters = count_parameters(model)
-    if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
-        raise SennError(
-            f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters"
-        )

@@ -252,10 +252,7 @@ class Training:
                 return False
             return isinstance(error, NUMERICAL)
 
-        validation = None
-        if self.held_out is not None:
-            (batch,) = self.held_out.batches(1)
-            validation = (self.inputs(batch[0]), *batch[1:])
+        validation = None if self.held_out is None else self.inputs.whole(self.held_out)
         events = self.recorder.run(
             lambda: self.learner.grow(batches, moves, validation),
             epoch=self.state.epoch,
@@ -264,12 +261,10 @@ class Training:
         )
         if removes_only and events:
             # Here and not at the end of the epoch only, by which it may have been fitted to its training rows again.
-            renew_batch_norms(self.averaged, self.rows, self.inputs)
             self.state.consider(self.averaged, self.validate(self.averaged), self.monitor)
 
     def return_to_best(self) -> None:
         """Give the network the weights of the best one of its size, if it has become worse by more than noise."""
-        renew_batch_norms(self.averaged, self.rows, self.inputs)
         better = self.state.better_before(self.validate(self.averaged), self.monitor)
         if better is None:
             return
@@ -301,7 +296,6 @@ class Training:
         """
         state = self.state
         model = self.averaged
-        renew_batch_norms(model, self.rows, self.inputs)
         validation = self.validate(model)
         figures = {} if validation is None else validation.figures
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
@@ -342,7 +336,8 @@ class Training:
         self.state.since_change = None
 
     def validate(self, model: nn.Module) -> Validation | None:
-        """Compute loss and score on the validation rows; None without any."""
+        """Renew batch norms, and compute loss and score on the validation rows; None without any."""
+        renew_batch_norms(model, self.rows, self.inputs)
         if self.held_out is None:
             return None
         return validate(model, self.held_out, self.inputs, self.learner.loss, self.task)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
+from senn.events import Frontier
+
 Record = Mapping[str, Any]
 
 DIGITS = 5
@@ -56,6 +58,8 @@ def downsample_record(record: Record) -> dict[str, Any]:
         raise TypeError("the event of a record isn't a text")
     # The last record has no step: it is about the run.
     if event == "end":
+        if record.get("frontier") is not None:
+            _check_frontier(Frontier.from_dict(record["frontier"]))
         return _rounded(record)
     # bool is an int in Python.
     if isinstance(record["step"], bool) or not isinstance(record["step"], int):
@@ -80,6 +84,16 @@ def downsample_record(record: Record) -> dict[str, Any]:
     ]
     rest = {key: value for key, value in record.items() if key not in ("accepted", "refused")}
     return {**_rounded(rest), "names": list(names), "rows": rows}
+
+
+def _check_frontier(frontier: Frontier) -> None:
+    """Raise for what is no number: the scripts of the page count on it."""
+    int(frontier.units)
+    for point in frontier.points:
+        float(point.figures["loss"])
+        numbers = [point.parameters, point.removed, *point.widths.values()]
+        if not all(isinstance(number, int) for number in numbers):
+            raise TypeError("the sizes of a frontier aren't whole numbers")
 
 
 def select_results(results: Record) -> dict[str, Any]:

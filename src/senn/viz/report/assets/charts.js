@@ -75,6 +75,38 @@ function calibration(stories) {
   };
 }
 
+/** Score against parameters of networks that are pruned without training; a ring marks the one that is kept. */
+function sizesSpec(stories, y) {
+  const several = stories.length > 1;
+  const color = several
+    ? { field: "series", type: "nominal", scale: { domain: stories.map((story) => story.name), range: stories.map((_, at) => COLORS[at % COLORS.length]) }, legend: { symbolType: "stroke" } }
+    : { value: "var(--c1)" };
+  const encoding = {
+    x: { field: "parameters", type: "quantitative", scale: { type: "log", nice: false, padding: 12 }, axis: { title: "parameters (logarithmic scale)", grid: false, tickCount: 5, format: "~s", labelOverlap: "greedy" } },
+    y: { field: "value", type: "quantitative", scale: { zero: false, nice: true }, axis: { title: y, tickCount: 5, format: ".3~r" } },
+    color,
+  };
+  const tooltip = [{ field: "series", title: "run" }, { field: "share", title: "units removed", format: ".0%" }, { field: "parameters", title: "parameters", format: ",d" }, { field: "widths", title: "units" }, { field: "value", title: y, format: ".4~g" }, { field: "loss", title: "loss", format: ".4~g" }];
+  return {
+    layer: [
+      { data: { name: "curve" }, mark: { type: "line", strokeWidth: 2 }, encoding: { ...encoding, order: { field: "parameters" } } },
+      { data: { name: "curve" }, mark: { type: "point", filled: true, size: 45, opacity: 1 }, encoding: { ...encoding, color: several ? { ...color, legend: null } : color, tooltip } },
+      { data: { name: "curve" }, transform: [{ filter: "datum.kept" }], mark: { type: "point", filled: false, size: 190, strokeWidth: 2, color: "var(--ink)" }, encoding: { x: encoding.x, y: encoding.y, tooltip } },
+      { data: { name: "curve" }, transform: [{ filter: "datum.kept" }], mark: { type: "text", align: "right", dx: -13, dy: several ? 0 : 15, color: "var(--ink)", fontSize: 11, text: several ? "" : "kept" }, encoding: { x: encoding.x, y: encoding.y } },
+    ],
+    resolve: { scale: { color: "independent" } },
+  };
+}
+function sizeRows(stories) {
+  return stories.filter((story) => story.frontier).flatMap((story) => {
+    const { points, units, score_name: score } = story.frontier;
+    return points.map((point, at) => ({
+      series: story.name, parameters: point.parameters, share: units ? point.removed / units : 0, widths: widths(Object.values(point.widths)),
+      value: point.figures[score || "loss"], loss: point.figures.loss, kept: at === 0,
+    })).filter((row) => known(row.value));
+  });
+}
+
 const changesOf = (stories) => stories.flatMap((story) => story.rounds.filter((round) => round.changes.length).map((round) => ({ step: round.step, kind: kindOf(round), text: round.changes.map(changed).join("; ") })));
 
 function lossRows(stories) {
@@ -134,6 +166,8 @@ function charts(stories) {
   const eta = etaRows(stories);
   const maps = several ? runs : [...new Set(eta.map((row) => row.series))];
   const decreases = decreaseRows(stories);
+  const sizes = sizeRows(stories);
+  const sizeScore = sizes.length && stories.every((one) => !one.frontier || one.frontier.score_name) ? (several ? "score" : story.scoreName) : "loss";
   const found = [
     curve("loss", "Loss", several ? "Validation whole, training dashed." : `${validated ? "Of training and validation" : "Of training"}, after each epoch. Ticks below mark changes of size.`, loss,
       several ? { y: nats, log: loss.every((row) => row.value > 0), dashed: true } : { y: nats, log: loss.every((row) => row.value > 0), ...parts }),
@@ -146,8 +180,11 @@ function charts(stories) {
     { key: "decreases", title: "Expected and realized decrease", about: "Decrease of the loss expected of each round, and what the new units bring at the next one: the loss without them less the loss with them. On the dotted line they agree; above it they bring more than expected.",
       spec: calibration(stories), data: { curve: decreases, diagonal: diagonal(decreases) }, rows: decreases,
       table: (rows) => asTable(rows, [["step", (row) => count(row.step)], [several ? "run" : "change", (row) => (several ? row.series : row.text)], ["expected", (row) => signed(row.expected)], ["realized", (row) => signed(row.realized)]]) },
+    { key: "frontier", title: `Validation ${sizeScore} at smaller sizes`, about: `The network that is kept${several ? " of each run" : ""} (ringed), pruned by its costs of removal to smaller and smaller sizes without any training; on the validation rows.`,
+      spec: sizesSpec(stories, sizeScore), data: { curve: sizes }, rows: sizes,
+      table: (rows) => asTable(rows, [[several ? "run" : "units", (row) => (several ? row.series : row.widths)], ["units removed", (row) => `${Math.round(100 * row.share)} %`], ["parameters", (row) => count(row.parameters)], [sizeScore, (row) => num(row.value, 4)], ["loss", (row) => num(row.loss, 4)]]) },
   ];
-  const drawable = ({ key, rows }) => (key === "decreases" ? rows.length > 0 : rows.some((row) => row.step !== rows[0].step)); // one point is no line
+  const drawable = ({ key, rows }) => (key === "frontier" ? rows.length > 1 : key === "decreases" ? rows.length > 0 : rows.some((row) => row.step !== rows[0].step)); // one point is no line
   return found.filter((one) => one && drawable(one));
 }
 
@@ -198,7 +235,7 @@ class Chart {
     const spec = { width: "container", height: this.height, autosize: { type: "fit", contains: "padding" }, config: { ...CONFIG, legend: { ...CONFIG.legend, columns } }, datasets: chart.data, params: [{ name: "at", value: this.step }], ...chart.spec };
     const { view } = await vegaEmbed(this.plot, spec, { mode: "vega-lite", actions: false, renderer: "svg", ast: false, patch: nearestTooltips, tooltip: { theme: "plain" } });
     this.view = view;
-    if (this.onClick && chart.key !== "decreases") view.addEventListener("click", (event) => {
+    if (this.onClick && !["decreases", "frontier"].includes(chart.key)) view.addEventListener("click", (event) => {
       const x = event.clientX - this.plot.querySelector("svg").getBoundingClientRect().left - view.origin()[0];
       const step = view.scale("x").invert(x);
       if (known(step)) this.onClick(step);

@@ -76,6 +76,9 @@ class Story {
   get task() { return (this.results || {}).task || (this.start || {}).task || ""; }
   get scoreName() { return this.task === "regression" ? "R²" : "accuracy"; }
 
+  /** The kept network at smaller sizes, pruned without training: {points, units, score_name}, or null. */
+  get frontier() { return (this.end || {}).frontier || null; }
+
   /** Number of the last moment at or before a step. */
   at(step) {
     let low = 0, high = this.moments.length - 1;
