@@ -34,6 +34,7 @@ from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
+from senn.training.run_records import extras
 from senn.training.threads import resumed_number, saved_number
 from senn.viz.plots import growth_figure
 
@@ -261,10 +262,9 @@ def _results(
         "seconds": trained.seconds,
         **kept,
         "interrupted": trained.interrupted,
-        "threads": trained.threads,
         "test": scores,
         "validation": trained.validation,
-        "frontier": None if trained.frontier is None else trained.frontier.to_dict(),
+        **extras(trained),
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
         "versions": _versions(),

@@ -65,9 +65,8 @@ class Inputs:
 
     def whole(self, rows: Rows) -> Batch:
         """Read rows, as one batch to evaluate the network on."""
-        ((x, *rest),) = rows.batches(1)
-        batch: Batch = (self(x), *rest)
-        return batch
+        (batch,) = rows.batches(1)
+        return (self(batch[0]), *batch[1:])
 
     def training(self, batch: Batch, generator: torch.Generator) -> Batch:
         """Read, and augment, a batch to train on.

@@ -110,6 +110,13 @@ def end_record(result: TrainResult, reason: str) -> Record:
         "validation": dict(result.validation),
         "interrupted": result.interrupted,
         "reason": reason,
+        **extras(result),
+    }
+
+
+def extras(result: TrainResult) -> Record:
+    """Return what records and `results.json` say beside of how a run was computed, and of its network."""
+    return {
         "threads": [dict(change) for change in result.threads],
         "frontier": None if result.frontier is None else result.frontier.to_dict(),
     }

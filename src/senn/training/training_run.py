@@ -260,7 +260,7 @@ class Training:
             survives=survives,
         )
         if removes_only and events:
-            # Here and not at the end of the epoch only, by which it may have been fitted to its training rows again.
+            # By the end of the epoch it may have been fitted to its training rows again.
             self.state.consider(self.averaged, self.validate(self.averaged), self.monitor)
 
     def return_to_best(self) -> None:
@@ -270,10 +270,8 @@ class Training:
             return
         for model in {self.model, self.averaged}:  # of the same size, since none has changed
             model.load_state_dict(better.model.state_dict())
-        where = (
-            f"the weights are those of epoch {better.epoch} again, the best on the validation rows"
-        )
-        self.tell(rollback_record(where, self.state.epoch, self.state.step))
+        text = f"the weights are those of epoch {better.epoch} again, the best of their size"
+        self.tell(rollback_record(text, self.state.epoch, self.state.step))
 
     def tell(self, record: Record) -> None:
         """Append a record to the history and tell the callbacks."""
