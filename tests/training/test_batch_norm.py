@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from senn.training.batch_norm import MOST_ROWS, renew_batch_norms
+from senn.training.batch_norm import MOST_ROWS, renew_from_rows
 from senn.training.batches import Inputs, Rows
 
 
@@ -28,7 +28,7 @@ def rows(n: int) -> Rows:
 @pytest.mark.parametrize("n", [2, 60, 512])
 def test_statistics_are_those_of_the_rows(n):
     model, data = net(), rows(n)
-    renew_batch_norms(model, data, Inputs(read=lambda x: 2 * x))
+    renew_from_rows(model, data, Inputs(read=lambda x: 2 * x))
     first, last = model[1], model[5]
     with torch.no_grad():
         hidden = model[0](2 * data.x)
@@ -52,7 +52,7 @@ def test_nothing_else_changes():
         [one.training for one in model.modules()],
     )
     random = torch.get_rng_state()
-    renew_batch_norms(model, rows(60), Inputs())
+    renew_from_rows(model, rows(60), Inputs())
     assert torch.equal(random, torch.get_rng_state())
     assert modes == [one.training for one in model.modules()]
     assert (model[1].momentum, model[5].momentum) == (0.1, None)
@@ -68,7 +68,7 @@ def test_no_more_rows_than_needed_pass_and_from_everywhere():
     model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     n = 3 * MOST_ROWS
     data = Rows(x=torch.arange(n, dtype=torch.float32)[:, None].repeat(1, 5), y=torch.zeros(n))
-    renew_batch_norms(model, data, Inputs())
+    renew_from_rows(model, data, Inputs())
     passed = torch.cat(seen)[:, 0]
     assert (len(passed), passed[0], passed[-1]) == (MOST_ROWS, 0, n - 1)
     assert passed.diff().min() >= 2
@@ -84,7 +84,7 @@ def test_after_a_failure_all_is_as_it_was():
 
     handle = model[5].register_forward_pre_hook(fail)  # the first norm has seen the rows by then
     with pytest.raises(RuntimeError, match="no"):
-        renew_batch_norms(model, rows(60), Inputs())
+        renew_from_rows(model, rows(60), Inputs())
     handle.remove()
     assert all(one.training for one in model.modules())
     assert (model[1].momentum, model[5].momentum) == (0.1, None)
@@ -95,5 +95,5 @@ def test_after_a_failure_all_is_as_it_was():
 def test_one_row_has_no_variance():
     model = net()
     before = copy.deepcopy(model.state_dict())
-    renew_batch_norms(model, rows(1), Inputs())
+    renew_from_rows(model, rows(1), Inputs())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from senn._validate import Rule, a_seed, check_arguments, fraction
+from senn.batch_norms import renew_batch_norms
 from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
 from senn.compilation import uncompiled
@@ -203,26 +203,11 @@ class _Pruning:
             expected_rise=self.expected_rise,
         )
 
-    @torch.no_grad()
     def _renew_statistics(self) -> None:
         """Measure the running statistics of batch norms anew, as means over the batches."""
-        norms = [
-            module
-            for module in self.model.modules()
-            if isinstance(module, _BatchNorm) and module.running_mean is not None
-        ]
-        if not norms:
-            return
-        momenta = [norm.momentum for norm in norms]
-        self.model.eval()
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # a plain mean
-            norm.train()
-        try:
+
+        def run() -> None:
             for batch in self.batches:
                 forward(self.model, batch[0], self.output)
-        finally:
-            for norm, momentum in zip(norms, momenta, strict=True):
-                norm.momentum = momentum
-            self.model.eval()
+
+        renew_batch_norms(self.model, run)

@@ -18,7 +18,7 @@ from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
 from senn.events import Frontier
 from senn.schedule import GrowthSchedule
-from senn.training.batch_norm import renew_batch_norms
+from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.kept_frontier import kept_frontier
@@ -238,7 +238,7 @@ class Training:
         removes_only = set(moves) <= {"prune"}
         if removes_only:
             self.return_to_best()
-        renew_batch_norms(self.model, self.rows, self.inputs)
+        renew_from_rows(self.model, self.rows, self.inputs)
         most = self.recipe.max_scoring_samples
         scored = self.rows
         if len(scored) > most:
@@ -335,7 +335,7 @@ class Training:
 
     def validate(self, model: nn.Module) -> Validation | None:
         """Renew batch norms, and compute loss and score on the validation rows; None without any."""
-        renew_batch_norms(model, self.rows, self.inputs)
+        renew_from_rows(model, self.rows, self.inputs)
         if self.held_out is None:
             return None
         return validate(model, self.held_out, self.inputs, self.learner.loss, self.task)
