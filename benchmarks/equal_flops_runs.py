@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from senn.checkpoint.module_shapes import describe_shapes
 from senn.training import TrainConfig
 from senn.training.batches import Inputs, Rows
-from senn.training.loop import Training
+from senn.training.threads import RunThreads
 from senn.training.train_step import TrainStep
+from senn.training.training_run import Training
 from senn.training.validation import Validation, rank, validate
 
 VALIDATIONS = (10, 120)
@@ -71,7 +72,9 @@ class CountedTraining(Training):
         births: for each round that widened, operations so far and units.
     """
 
-    def __init__(self, problem: Problem, model: nn.Module, *, recipe: TrainConfig) -> None:
+    def __init__(
+        self, problem: Problem, model: nn.Module, *, recipe: TrainConfig, threads: RunThreads
+    ) -> None:
         self.meter, self.problem = Meter(), problem
         self.curve: list[list[float]] = []
         self.births: list[tuple[float, int]] = []
@@ -86,6 +89,7 @@ class CountedTraining(Training):
             callbacks=(),
             inputs=problem.inputs,
             checkpointer=None,
+            threads=threads,
         )
         take_step = self.learner.step
 
@@ -133,8 +137,9 @@ def library_run(problem: Problem, model: nn.Module, recipe: TrainConfig) -> dict
         recipe: with the seed, and with or without growth.
     """
     started = time.process_time()
-    run = CountedTraining(problem, model, recipe=recipe)
-    result = run.run()
+    with RunThreads(1, torch.device("cpu")) as threads:
+        run = CountedTraining(problem, model, recipe=recipe, threads=threads)
+        result = run.run()
     history = result.history
     kept = [one for one in history if one["event"] == "epoch" and one["epoch"] == result.best_epoch]
     return {

@@ -165,8 +165,8 @@ MUTANTS = [
         ),
         (
             "weights after their step move uphill",
-            "whiten_weights(self.whitener, weight.double()) - torch.stack",
-            "whiten_weights(self.whitener, weight.double()) + torch.stack",
+            "whiten_weights(self.whitener, weight.double()) - steps",
+            "whiten_weights(self.whitener, weight.double()) + steps",
         ),
         (
             "activation parameters by the wrong side of their columns",

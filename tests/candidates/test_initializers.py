@@ -175,14 +175,16 @@ def test_units_are_born_toward_outgoing_weights_of_their_own_as_far_as_that_help
         nn.init.zeros_(model[1].weight)
         policy = senn.PricePolicy(kappa=1e-9, confidence=0.0)
         one = grower(model, Given(sign), units=1, policy=policy, samples=96)
-        (event,) = one.grow([(rows, y)])
-        new = model[1].weight[:, 1].detach()
+        events = one.grow([(rows, y)])
         if helps:
+            (event,) = events
+            new = model[1].weight[:, 1].detach()
             torch.testing.assert_close(new / new[1], torch.tensor([-1.0, 1.0]))
             assert 0 < float(new[1]) <= 0.5
             assert event.loss_after < event.loss_before
-        else:
-            assert not new.any()
+        else:  # no part of it helps, so the unit isn't kept
+            assert (events, model[0].out_features) == ([], 1)
+            assert "no length of the step" in one.rejections[0]
 
 
 def test_units_as_torch_draws_them_have_its_bounds_and_its_spread() -> None:

@@ -96,6 +96,8 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "max_width": (0,),
         "round_to": (0,),
         "moves": ("width", ("hight",)),
+        "threads": (0, 1.5),
+        "frontier": (1, None),
         "seed": (None, 2**64),
     },
     "Grower": {
@@ -178,7 +180,7 @@ MAKERS: dict[str, tuple[type, dict[str, Any]]] = {
 # Checked by what they are handed to: torch, or functions with sentences of their own.
 ELSEWHERE = {"self", "model", "optimizer", "params", "device", "dtype"}
 TAKES_TEXT = {"activation", "optimizer", "policy"}
-TAKES_FLAG = {"shortcut", "grow", "adapt", "bias", "coupled"}
+TAKES_FLAG = {"shortcut", "grow", "frontier", "adapt", "bias", "coupled"}
 TAKES_MAPPING = {"optimizer_options"}
 
 FIELDS = [(name, field) for name, fields in BEYOND.items() for field in fields]
