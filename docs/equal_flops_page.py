@@ -27,6 +27,7 @@ RIVALS = {
     "adaptive_width": "adaptive width",
     "grid_full": "grid in full",
 }
+COLORS = {arm: f"C{number}" for number, arm in enumerate(("grown", *RIVALS))}
 FULL = "grid_full"
 """The arm whose operations are its own, so that it has records of one budget only."""
 
@@ -182,13 +183,15 @@ def draw(records: Sequence[Record], path: Path) -> None:
     for task, (left, right) in zip(names, panels, strict=True):
         for one in (one for one in shown if one["task"] == task and one["arm"] != FULL):
             points = [point for point in one["curve"] if math.isfinite(point[2])]
-            style = {"label": one["arm"].replace("_", " "), "lw": 2 if one["arm"] == "grown" else 1}
+            arm = one["arm"]
+            style = {"label": arm.replace("_", " "), "color": COLORS[arm]}
+            style["lw"] = 2 if arm == "grown" else 1
             best = [min(point[2] for point in points[: end + 1]) for end in range(len(points))]
             left.plot([point[0] for point in points], best, **style)
             right.plot(
                 [point[1] for point in points], best, marker=".", markersize=3, alpha=0.7, **style
             )
-            right.plot(points[-1][1], best[-1], "o", color=right.lines[-1].get_color())
+            right.plot(points[-1][1], best[-1], "o", color=COLORS[arm])
         left.set(title=task, xlabel="operations", ylabel="best validation loss so far")
         right.set(xlabel="parameters")
         for panel in (left, right):
