@@ -68,12 +68,12 @@ def _other_data(found: Sequence[Any], tasks: Sequence[str], table: Table) -> Ite
         f"{_right(part, way)} of {len(part)}" for part in (found, new) for way in ways.values()
     ]
     yield (
-        f"Within {WITHIN}: {counts[0]} for all rows and {counts[1]} for .3 of them; on the seeds that the rule was not "
-        f"chosen on, {counts[2]} and {counts[3]}. Less was reached than was hoped for, .15 always. What comes in "
+        f"Within {WITHIN}: {counts[0]} for all rows and {counts[1]} for .3 of them; on the seeds that the rule was "
+        f"not chosen on, {counts[2]} and {counts[3]}. Less was reached than was hoped for, .15 always. What comes in "
         "between is which network a run keeps: runs whose network is from before the last removals, since none after "
         "them was as good on the validation rows (MNIST 1 and 3 on .3 of the rows, digits 1 and 2 on all), are larger "
         "by as much as the errors say, and one run knows nothing of the other's choice. Where sizes are steady, on "
-        f"letters, the rule holds but for one seed. For comparison, all rows from .3: no change of size "
+        "letters, the rule holds but for one seed. For comparison, all rows from .3: no change of size "
         f"{_by_power(found, 0.0)} of {len(found)}, one power of .3 for all tasks {_by_power(found, 0.3)}.\n"
     )
 

@@ -328,9 +328,9 @@ def test_same_seed_same_run_within_a_budget(home, capsys):
 
 def test_the_command_asks_the_prices_of_the_recipe(home):
     options = FitOptions(data=str(home / "stripes"), image_size=16)
-    assert prepare_images(options).recipe == image_config(frontier=True)
+    assert prepare_images(options).recipe == image_config()
     dearer = prepare_images(replace(options, kappa=0.5)).recipe
-    assert dearer == image_config(policy=replace(PRICES, kappa=0.5), frontier=True)
+    assert dearer == image_config(policy=replace(PRICES, kappa=0.5))
 
 
 def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):

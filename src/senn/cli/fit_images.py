@@ -259,8 +259,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         raise SennError(
             f"--image-size must be from {SMALLEST} to {LARGEST}, not {options.image_size:,}"
         )
-    fields = recipe_fields(options)
-    recipe = image_config(policy=chosen_policy(options, PRICES), frontier=True, **fields)
+    recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
     collection = collect(options.data, options.image_size, data_dir)
     train, test = collection.train, collection.test

@@ -88,4 +88,6 @@ def augment(x: Tensor, generator: torch.Generator, *, shift: int, flip: bool = T
     rows, columns = rows[:, :, None], columns[:, None, :]
     if x.device.type != "cpu":
         images, rows, columns = images.to(x.device), rows.to(x.device), columns.to(x.device)
-    return padded[images, rows, columns].permute(0, 3, 1, 2)
+    # Contiguous: the strides of channels last make torch 2.13 write outside of its memory, on the CPU, in the backward
+    # pass of narrow residual nets.
+    return padded[images, rows, columns].permute(0, 3, 1, 2).contiguous()
