@@ -126,8 +126,8 @@ class TrainConfig:
         threads: number of threads that compute the steps on a CPU. None to let it follow from the work of a step, but
             to leave alone what OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` has set.
         frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
-            (`senn.frontier`), on the validation rows. `senn fit` does for tables; for images it costs about what ten rounds of
-            removals do.
+            (`senn.frontier`), on the validation rows. `senn fit` does for tables; for images it costs about what ten
+            rounds of removals do.
         seed: seed of everything drawn at random.
 
     Raises:
