@@ -36,9 +36,9 @@ from senn.training.round_records import Record
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which a caller sets the number of threads."""
 
-# Two cores, in `benchmarks/threads.py --sizes`: below 10 MFLOP two threads are slower than one, or level, and on a
-# shared machine up to 100 times as slow; from 10 to 30 they save up to 30 % and lose two to five times as much when it
-# is shared; above, they save 20 to 50 %, and lose little.
+# Time of a step with two threads over that with one, `benchmarks/threads.py --sizes`, on two cores: to 3 MFLOP 1.0 to
+# 1.2, from 3 to 30 between 0.7 and 0.95, above 0.5 to 0.8 (0.94 with a million weights, which memory limits). Where two
+# other processes use the cores it is 1.7 to 100, 1.7 to 5, and 1.1 to 1.7 (3.6); with more of them, 2 to 11 even there.
 MANY_FLOPS = 32e6
 """Floating-point operations of a step's forward pass, per weight, from which more than one thread pays."""
 
