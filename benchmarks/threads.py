@@ -74,6 +74,8 @@ def pairs(args: argparse.Namespace) -> list[dict[str, Any]]:
                 record["quiet"].append(seconds)
                 with busy(os.cpu_count() or 1):
                     record["busy"].append(fit(args.data, number, path / "busy", args.limit)[0])
+                shown = f"{seconds:.1f} s quiet, {record['busy'][-1]:.1f} s busy"
+                print(f"pair {pair}, {arm}: {shown}", file=sys.stderr, flush=True)
     for record in records.values():
         ratios = [b / q for b, q in zip(record["busy"], record["quiet"], strict=True)]
         record["ratio"] = statistics.median(ratios)
