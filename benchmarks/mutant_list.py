@@ -448,4 +448,36 @@ MUTANTS = [
             "return width / (width + units)",
         ),
     ),
+    *_mutants(
+        "scoring/validation_samples.py",
+        ("tests/scoring/test_validation_samples.py",),
+        (
+            "a standard error of one part, not of their mean",
+            "float(rises.std()) / math.sqrt(len(rises))",
+            "float(rises.std())",
+        ),
+        (
+            "losses of the parts unpaired",
+            "rises = after - before",
+            "rises = after - before.flip(0)",
+        ),
+    ),
+    *_mutants(
+        "events/frontier_records.py",
+        ("tests/grower/test_frontier.py",),
+        (
+            "a number of units that grows with the exponent, not with its inverse",
+            "times_data ** (1 / self.cost_exponent)",
+            "times_data**self.cost_exponent",
+        ),
+    ),
+    *_mutants(
+        "batch_norms.py",
+        ("tests/training/test_batch_norm.py",),
+        (
+            "an average over the last batches in place of a mean",
+            "one.momentum = None  # the mean of all batches",
+            "one.momentum = 0.1",
+        ),
+    ),
 ]

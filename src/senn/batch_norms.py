@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from senn.preserve import preserve_model_state
+
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     """Return the batch norms of a model that keep running statistics."""
@@ -23,7 +25,8 @@ def renew_batch_norms(model: nn.Module, run: Callable[[], None]) -> None:
     What training keeps is an average over its last ten steps or so. On a small set that is several epochs, in which the
     weights have moved on, and after a change of size it is of another network. Then the network is judged by
     activations that it doesn't have. "Precise" statistics (Wu & Johnson 2021, *Rethinking "Batch" in BatchNorm*, arXiv
-    2105.07576, section 3) are those of the weights themselves.
+    2105.07576, section 3) are those of the weights themselves. `torch.optim.swa_utils.update_bn` would draw random
+    numbers for dropout, and leave a model half done after an error.
 
     Args:
         model: any module; modes, hooks, random state and everything but the running statistics are left alone, after an
@@ -33,24 +36,18 @@ def renew_batch_norms(model: nn.Module, run: Callable[[], None]) -> None:
     norms = batch_norms(model)
     if not norms:
         return
-    modes = [(one, one.training) for one in model.modules()]
-    former = [(one, one.momentum, dict(one.named_buffers(recurse=False))) for one in norms]
-    model.eval()  # no dropout: it isn't there where the network is used
-    try:
-        for one in norms:
-            one.train()
-            one.momentum = None  # the mean of all batches
-            for name, buffer in one.named_buffers(recurse=False):
-                setattr(one, name, buffer.clone())
-            one.reset_running_stats()
-        run()
-        for one, _, buffers in former:
-            for name in ("running_mean", "running_var"):
-                buffers[name].copy_(getattr(one, name))
-    finally:
-        for one, momentum, buffers in former:
-            one.momentum = momentum
-            for name, buffer in buffers.items():
-                setattr(one, name, buffer)
-        for module, mode in modes:
-            module.training = mode
+    with preserve_model_state(model):  # in eval mode, without dropout, as the network is used
+        momenta = [one.momentum for one in norms]
+        try:
+            for one in norms:
+                one.train()
+                one.reset_running_stats()
+                one.momentum = None  # the mean of all batches
+            run()
+            found = [(one.running_mean.clone(), one.running_var.clone()) for one in norms]  # type: ignore[union-attr]
+        finally:
+            for one, momentum in zip(norms, momenta, strict=True):
+                one.momentum = momentum
+    for one, (mean, variance) in zip(norms, found, strict=True):
+        one.running_mean.copy_(mean)  # type: ignore[union-attr]
+        one.running_var.copy_(variance)  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from senn.collectives import Communicator
 from senn.errors import SennError, SurgeryError
 from senn.kfac.loss_metric import LossMetric
 from senn.scoring.validation_samples import PARTS, ValidationSamples, check_rise
+from senn.surgery.moves import place_of
 
 
 @pytest.mark.parametrize("n", [3, PARTS, 5 * PARTS])
@@ -110,6 +111,14 @@ class DearOrLess(Dear):
         return cheap[0] if cheap and len(accepted) < 2 else None
 
 
+class EachPlace(Dear):
+    """A unit for each place."""
+
+    def choose(self, candidates, accepted):
+        taken = {one.place for one in accepted}
+        return next((one for one in candidates if one.place not in taken), None)
+
+
 def perfect(**sizes):
     """A net whose loss is zero, exactly, so that nothing can lower it; its inputs and its targets."""
     model = net(**sizes)
@@ -137,6 +146,27 @@ def test_an_addition_that_brings_nothing_is_taken_back():
     # nothing is wrong with the place: it may grow in the next round
     grower.policy = Take("widen")
     assert [event.kind for event in grower.grow([(x, y)])] == ["widen"]
+
+
+def test_additions_that_are_left_after_one_has_failed_may_bring_nothing_too(monkeypatch):
+    """The round ends without a change then, not with an error."""
+    model, x, y = perfect(hidden=4, layers=2)
+    real = senn.scoring.applied_round.transaction
+
+    def fails_at_the_last(model, moves, *args, **kwargs):
+        if any(place_of(move) == "2" for move in moves):
+            raise SurgeryError("2 was rolled back")
+        return real(model, moves, *args, **kwargs)
+
+    monkeypatch.setattr("senn.scoring.applied_round.transaction", fails_at_the_last)
+    grower = senn.Grower(model, policy=EachPlace("widen"), candidate_config=FEW, moves=("width",))
+    with pytest.warns(UserWarning, match="2 was rolled back"):
+        assert grower.grow([(x, y)]) == []
+    assert [one.partition(":")[0] for one in grower.rejections] == [
+        "2 was rolled back",
+        "nothing was added at 0",
+    ]
+    assert (model[0].out_features, model[2].out_features) == (4, 4)
 
 
 def test_removals_go_on_where_additions_bring_nothing():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from senn.policies import PaperPolicy
 from senn.training import TrainConfig, train
 from senn.training.batches import Inputs, Rows
 from senn.training.run_state import BestModel, RunState
@@ -169,8 +171,8 @@ def test_removals_begin_with_the_best_network_of_the_size():
     assert now.better_before(worse, "loss") is None
 
 
-def test_a_network_that_has_got_worse_goes_back_before_units_go():
-    """Labels are noise to a good part: with time, the net learns its training rows by heart."""
+def learned_by_heart(**changes):
+    """A run on labels that are noise to a good part: with time, the net learns its training rows by heart."""
     torch.manual_seed(0)
     x = torch.randn(240, 8)
     y = ((x[:, 0] + 1.5 * torch.randn(240)) > 0).long()
@@ -186,8 +188,16 @@ def test_a_network_that_has_got_worse_goes_back_before_units_go():
         schedule="constant",
         patience=None,
     )
-    run = train(x, y, task="classification", outputs=2, recipe=recipe)
-    (back,) = [one for one in run.history if one["event"] == "rollback" and "again" in one["text"]]
+    return train(x, y, task="classification", outputs=2, recipe=replace(recipe, **changes))
+
+
+def returns(run):
+    return [one for one in run.history if one["event"] == "rollback" and "again" in one["text"]]
+
+
+def test_a_network_that_has_got_worse_goes_back_before_units_go():
+    run = learned_by_heart()
+    (back,) = returns(run)
     losses = {
         one["epoch"]: one["validation_loss"] for one in run.history if one["event"] == "epoch"
     }
@@ -198,3 +208,11 @@ def test_a_network_that_has_got_worse_goes_back_before_units_go():
     assert run.architecture[0] < 48
     # What is kept is smaller, and as good as the best one of the former size.
     assert run.validation["loss"] < 1.1 * former[best]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"moves": ("width",)}, {"grow": False}, {"policy": PaperPolicy(prune_fraction=0.01)}],
+)
+def test_a_network_that_can_lose_no_unit_and_the_papers_method_never_go_back(changes):
+    assert returns(learned_by_heart(**changes)) == []

@@ -34,7 +34,7 @@ from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback, figure, widths
 from senn.training.round_records import first_line
-from senn.training.run_records import extras
+from senn.training.run_records import outcome
 from senn.training.threads import resumed_number, saved_number
 from senn.viz.plots import growth_figure
 
@@ -251,20 +251,13 @@ def _results(
 ) -> dict[str, Any]:
     """Return the content of results.json."""
     recipe = preparation.recipe
-    kept = {"best_epoch": trained.best_epoch, "kept": trained.kept}
     results = {
         "task": preparation.task,
         "seed": recipe.seed,
         "optimizer": recipe.optimizer,
         "policy": repr(recipe.policy),
-        "architecture": list(trained.architecture),
-        "parameters": trained.parameters,
-        "seconds": trained.seconds,
-        **kept,
-        "interrupted": trained.interrupted,
+        **outcome(trained),
         "test": scores,
-        "validation": trained.validation,
-        **extras(trained),
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
         "versions": _versions(),

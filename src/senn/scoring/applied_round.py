@@ -100,10 +100,13 @@ class RoundToApply:
         Returns:
             what was carried out; None if all of it fails.
         """
-        removals, adds = sum(one.kind == "prune" for one in self.pool.accepted), True
+        removals = sum(one.kind == "prune" for one in self.pool.accepted)
+        added: set[str] | None = None  # places of the additions that can be made; None for all
         while with_removals(self.pool.accepted, removals):
             moves = [
-                move for move in self.pool.to_moves(removals) if adds or isinstance(move, Prune)
+                move
+                for move in self.pool.to_moves(removals)
+                if isinstance(move, Prune) or added is None or place_of(move) in added
             ]
             if not moves:
                 return None
@@ -111,17 +114,16 @@ class RoundToApply:
                 return self._attempt(moves, removals)
             except _UnprofitableError as error:
                 self.rejections.append(str(error))
-                adds = False
+                added = set()
             except SurgeryError as error:
                 if removals:
                     self.rejections.append(str(error))
                     # Costs of removals are the quadratic model's; fewer of them stay where that holds.
                     removals //= 2
-                    continue
-                if not adds:
-                    return None
-                good = self._without_failing(moves, error)
-                return self._attempt(good, 0) if good else None
+                elif added is None:
+                    added = {place_of(move) for move in self._without_failing(moves, error)}
+                else:  # each of them could be made, but not all of them are
+                    raise
         return None
 
     def _without_failing(self, moves: list[Move], error: SurgeryError) -> list[Move]:
@@ -214,6 +216,9 @@ class RoundToApply:
                 length, decrease = birth.perform(
                     session.probe_loss, stepped=self._birth() == "stepped"
                 )
+            if steps:
+                self._check_profit(accepted, decrease)
+            with communicator.fail_together("change the model"):
                 if self.optimizer is None:
                     receipt.refresh()  # the birth has written to the model
                 else:
@@ -221,8 +226,6 @@ class RoundToApply:
                         self.optimizer, functools.partial(gradient_moments, session)
                     )
                 loss_after = session.probe_loss()
-            if steps:
-                self._check_profit(accepted, decrease)
             agree_on_weights(communicator, "compare the changed model", model)
             receipt.keep()
         except BaseException:  # all or nothing, for an interrupt too
@@ -258,8 +261,8 @@ class RoundToApply:
         """Refuse additions that cost something, if no length of their step lowers the held-out loss.
 
         The gains by which they were accepted are those of K-FAC's quadratic model, map by map. To ask for the whole
-        price here would ask too much: training makes more of a unit than its first step, and nets for tables that grew
-        only where the step itself brought the price ended worse.
+        price here would ask too much: training makes more of a unit than its first step. Small transformers, early in
+        training, wouldn't grow at all.
 
         Raises:
             _UnprofitableError: they bring nothing.

@@ -25,9 +25,7 @@ def renew_from_rows(model: nn.Module, rows: Rows, inputs: Inputs) -> None:
     """
     if not batch_norms(model) or len(rows) < 2:  # one row has no variance
         return
-    # Rows may be sorted by class.
-    chosen = torch.linspace(0, len(rows) - 1, min(len(rows), MOST_ROWS)).round().long()
-    x = rows.x[chosen.to(rows.x.device)]
+    x = rows.spread(MOST_ROWS).x
 
     def run() -> None:
         for part in torch.tensor_split(x, -(-len(x) // ROWS_AT_ONCE)):

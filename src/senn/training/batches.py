@@ -37,6 +37,12 @@ class Rows:
         weight = None if self.weight is None else self.weight[rows]
         return Rows(x=self.x[rows], y=self.y[rows], weight=weight)
 
+    def spread(self, most: int) -> Rows:
+        """Select at most so many rows, evenly spaced, since rows may be sorted by class."""
+        if len(self) <= most:
+            return self
+        return self.take(torch.linspace(0, len(self) - 1, most).round().long())
+
     def batches(self, count: int) -> list[Batch]:
         """Split the rows into `count` batches of nearly equal size."""
         x = torch.tensor_split(self.x, count)

@@ -65,7 +65,7 @@ class Callback:
         """
 
     def on_rollback(self, record: Mapping[str, Any]) -> None:
-        """Called when a change of size has failed its verification; everything is as it was before.
+        """Called when a change of size was undone, or when the weights are those of an earlier epoch again.
 
         Args:
             record: `event` ("rollback"), `epoch`, `step`, `text` (why).

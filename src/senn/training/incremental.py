@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,8 +15,8 @@ from senn.nn import MLP
 from senn.schedule import GrowthSchedule
 from senn.training.batches import Rows
 from senn.training.round_records import Record, RoundRecorder
+from senn.training.threads import step_flops
 from senn.training.train_config import Task, TrainConfig
-from senn.training.train_result import forward_flops
 from senn.training.train_step import TrainStep
 
 
@@ -94,8 +93,7 @@ class IncrementalTrainer:
         Args:
             x: (n, d) inputs.
         """
-        batches = self.recipe.plan(len(x)).batches
-        return forward_flops(self.model, x[:1]) * math.ceil(len(x) / batches)
+        return step_flops(self.model, x[:1], len(x), self.recipe)
 
     def state_dict(self) -> State:
         """Return all that passes change: nested plain values and tensors, copies.

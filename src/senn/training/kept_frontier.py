@@ -49,7 +49,7 @@ def kept_frontier(
     # A generator of its own: nothing else of the run depends on whether this is measured.
     generator = torch.Generator().manual_seed(recipe.seed)
     chosen = torch.randperm(len(rows), generator=generator)[: recipe.max_scoring_samples]
-    batches = [(inputs(batch[0]), *batch[1:]) for batch in rows.take(chosen).batches(1)]
+    batches = [inputs.whole(rows.take(chosen))]
 
     def figures(pruned: nn.Module) -> dict[str, float]:
         return validate(pruned, held_out, inputs, loss, task).figures

@@ -28,6 +28,7 @@ class PolicyDefaults:
         moves: moves that a network makes which starts with these.
         shortcut: True if its inputs also reach its outputs through one linear map.
         activation: name of its activation.
+        removes_from_best: True if rounds of removals begin with the weights of the best epoch at the present size.
     """
 
     policy: Policy
@@ -38,6 +39,7 @@ class PolicyDefaults:
     moves: tuple[str, ...]
     shortcut: bool
     activation: str
+    removes_from_best: bool
 
 
 PRICE = PolicyDefaults(
@@ -51,6 +53,7 @@ PRICE = PolicyDefaults(
     moves=("width", "prune"),
     shortcut=True,
     activation="relu",
+    removes_from_best=True,
 )
 # The method of the paper, with the values of its authors' code for half-moons and regression (figures 2 and 3): tau,
 # alpha, layer_cost and a hundred candidates with 300 steps of ascent; rational units, identity layers only, growth from
@@ -67,6 +70,7 @@ PAPER = PolicyDefaults(
     moves=("width", "depth", "prune"),
     shortcut=False,
     activation="rational",
+    removes_from_best=False,
 )
 
 BY_NAME = {"price": PRICE, "paper": PAPER}

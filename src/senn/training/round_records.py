@@ -169,7 +169,7 @@ def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, .
 
 
 def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
-    """Build the record of a change that failed its verification and was undone, or of weights that were taken back.
+    """Build the record of a change that failed its verification and was undone, or of a return to earlier weights.
 
     Args:
         reason: why.

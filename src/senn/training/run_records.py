@@ -98,25 +98,25 @@ def end_record(result: TrainResult, reason: str) -> Record:
     Returns:
         JSON-able record.
     """
+    # Counted, since the best epoch may lie before the last.
+    epochs = sum(record["event"] == "epoch" for record in result.history)
+    return {"event": "end", "epochs": epochs, "reason": reason, **outcome(result)}
+
+
+def outcome(result: TrainResult) -> Record:
+    """Return what the record of the end and `results.json` both say of a run.
+
+    Args:
+        result: the run.
+    """
     return {
-        "event": "end",
-        "best_epoch": result.best_epoch,
-        "kept": result.kept,
-        # Counted, since the best epoch may lie before the last.
-        "epochs": sum(record["event"] == "epoch" for record in result.history),
         "architecture": list(result.architecture),
         "parameters": result.parameters,
         "seconds": result.seconds,
+        "best_epoch": result.best_epoch,
+        "kept": result.kept,
         "validation": dict(result.validation),
         "interrupted": result.interrupted,
-        "reason": reason,
-        **extras(result),
-    }
-
-
-def extras(result: TrainResult) -> Record:
-    """Return what records and `results.json` say beside of how a run was computed, and of its network."""
-    return {
         "threads": [dict(change) for change in result.threads],
         "frontier": None if result.frontier is None else result.frontier.to_dict(),
     }

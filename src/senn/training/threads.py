@@ -15,6 +15,7 @@ change `by` "slower" is recorded.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -32,6 +33,8 @@ from senn._validate import check, whole
 from senn.errors import UnsupportedError
 from senn.graph.model_copy import copy_model
 from senn.training.round_records import Record
+from senn.training.train_config import TrainConfig
+from senn.training.train_result import forward_flops
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which a caller sets the number of threads."""
@@ -70,6 +73,18 @@ def threads_for(flops: float, weights: int, most: int) -> int:
     (1, 8)
     """
     return most if flops >= MANY_FLOPS * max(weights, 1) else 1
+
+
+def step_flops(model: nn.Module, row: Tensor, rows: int, recipe: TrainConfig) -> int:
+    """Count the floating-point operations of the forward pass of one step, all rows together.
+
+    Args:
+        model: the network.
+        row: (1, ...) inputs, as the network takes them.
+        rows: training rows.
+        recipe: says into how many steps an epoch is divided.
+    """
+    return forward_flops(model, row) * math.ceil(rows / recipe.plan(rows).batches)
 
 
 def is_slower(recent: Sequence[float], usual: float) -> bool:

@@ -23,9 +23,9 @@ class TrainResult:
     Attributes:
         model: the network of the best epoch, in eval mode.
         history: JSON-able records in order: one `start`, then `epoch`, `growth_round` (the fields of `GrowthRound`),
-            `growth`, `rollback` (a change that failed its verification, or
-            weights that were taken back: `text`), `fault` (something that went wrong and
-            was left out: `text`) and one `end`. `Callback` lists the other fields.
+            `growth`, `rollback` (a change that failed its verification, or a return to the weights of an earlier epoch:
+            `text`), `fault` (something that went wrong and was left out: `text`) and one `end`. `Callback` lists the
+            other fields.
         architecture: widths of its hidden layers.
         parameters: number of its parameters.
         seconds: wall-clock time of the run.

@@ -196,6 +196,11 @@ class TrainStep:
         return part
 
     @property
+    def moves(self) -> tuple[str, ...]:
+        """Moves that the network may make; none for a fixed one."""
+        return () if self._grower is None else tuple(self._grower.moves)
+
+    @property
     def last_round(self) -> GrowthRound | None:
         """Last round, with all candidates and the decisions on them; None before the first."""
         return None if self._grower is None else self._grower.last_round

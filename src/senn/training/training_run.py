@@ -22,6 +22,7 @@ from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.kept_frontier import kept_frontier
+from senn.training.policy_defaults import policy_defaults
 from senn.training.round_records import (
     Record,
     RoundRecorder,
@@ -31,7 +32,7 @@ from senn.training.round_records import (
 )
 from senn.training.run_records import end_record, epoch_record, start_record
 from senn.training.run_state import BestModel, Checkpointer, RunState
-from senn.training.threads import RunThreads, pass_of
+from senn.training.threads import RunThreads, pass_of, step_flops
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import (
     NUMERICAL,
@@ -235,8 +236,8 @@ class Training:
         Removals begin with the best network of the present size: one that has got worse since is fitted to its training
         rows, and says little about which units serve others.
         """
-        removes_only = set(moves) <= {"prune"}
-        if removes_only:
+        removes_only = set(moves) & set(self.learner.moves) == {"prune"}
+        if removes_only and policy_defaults(self.recipe.policy).removes_from_best:
             self.return_to_best()
         renew_from_rows(self.model, self.rows, self.inputs)
         most = self.recipe.max_scoring_samples
@@ -252,7 +253,8 @@ class Training:
                 return False
             return isinstance(error, NUMERICAL)
 
-        validation = None if self.held_out is None else self.inputs.whole(self.held_out)
+        held_out = None if self.held_out is None else self.held_out.spread(most)
+        validation = None if held_out is None else self.inputs.whole(held_out)
         events = self.recorder.run(
             lambda: self.learner.grow(batches, moves, validation),
             epoch=self.state.epoch,
@@ -293,14 +295,13 @@ class Training:
             True if the run is to stop.
         """
         state = self.state
-        model = self.averaged
-        validation = self.validate(model)
+        validation = self.validate(self.averaged)
         figures = {} if validation is None else validation.figures
         if not math.isfinite(train_loss) or not math.isfinite(figures.get("loss", 0.0)):
             where = f"the net is that of epoch {self.kept_epoch}"
             state.reason = f"the loss was not finite in epoch {state.epoch}; {where}"
             return True
-        state.consider(model, validation, self.monitor)
+        state.consider(self.averaged, validation, self.monitor)
         record = epoch_record(
             self.model,
             state,
@@ -359,7 +360,7 @@ class Training:
 
     def step_flops(self) -> int:
         """Count those of the forward pass of a step, all rows together."""
-        return self.flops() * math.ceil(len(self.rows) / self.recipe.plan(len(self.rows)).batches)
+        return step_flops(self.model, self.inputs(self.rows.x[:1]), len(self.rows), self.recipe)
 
     def frontier(self, model: nn.Module) -> Frontier | None:
         """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
