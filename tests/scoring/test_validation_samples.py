@@ -48,6 +48,11 @@ def test_a_rise_is_compared_with_its_standard_error():
     for value in (math.nan, math.inf):
         with pytest.raises(SurgeryError):
             check_rise(before, before + value)
+    # what is hard for both networks cancels
+    hard = torch.tensor([1.0, 2, 5, 9], dtype=torch.float64)
+    check_rise(hard, hard)
+    with pytest.raises(SurgeryError, match=r"by 0\.1, more than"):
+        check_rise(hard, hard + 0.1)
     # one part has no standard error
     with pytest.raises(SurgeryError):
         check_rise(before[:1], before[:1] + 0.1)
