@@ -40,11 +40,11 @@ def test_a_rise_is_compared_with_its_standard_error():
     check_rise(before, before - 1)
     with pytest.raises(SurgeryError, match=r"raised the validation loss by 0\.1, more than 0"):
         check_rise(before, before + 0.1)  # in every part
-    # deviations of 1 and -1 by turns: sd 2 / sqrt(3), standard error 1 / sqrt(3), a quarter of it .144
+    # deviations of 1 and -1 by turns: sd 2 / sqrt(3), standard error 1 / sqrt(3), twice that 1.1547
     turns = torch.tensor([1.0, -1, 1, -1], dtype=torch.float64)
-    check_rise(before, turns + 0.14)
-    with pytest.raises(SurgeryError, match=r"by 0.15, more than 0.1443"):
-        check_rise(before, turns + 0.15)
+    check_rise(before, turns + 1.15)
+    with pytest.raises(SurgeryError, match=r"by 1\.16, more than 1\.155"):
+        check_rise(before, turns + 1.16)
     for value in (math.nan, math.inf):
         with pytest.raises(SurgeryError):
             check_rise(before, before + value)
