@@ -47,13 +47,15 @@ def gradient_moments(
     count = max(1, min(MINIBATCHES, used // FEWEST)) if is_cut else 1
     means = [torch.zeros_like(one, dtype=torch.float64) for one in parameters]
     squares = [torch.zeros_like(one) for one in means]
-    for number in range(count):
-        which = slice(number * used // count, (number + 1) * used // count)
-        local = _gradients(session, model, parameters, which)
-        joint = batch.communicator.all_reduce("measure gradients", local)
-        for gradient, mean, square in zip(joint, means, squares, strict=True):
-            mean += gradient.double() / count
-            square += gradient.double().square() / count
+    # Once for all minibatches: on a small model, it takes as long as a pass.
+    with preserve_model_state(model):
+        for number in range(count):
+            which = slice(number * used // count, (number + 1) * used // count)
+            local = _gradients(session, model, parameters, which)
+            joint = batch.communicator.all_reduce("measure gradients", local)
+            for gradient, mean, square in zip(joint, means, squares, strict=True):
+                mean += gradient.double() / count
+                square += gradient.double().square() / count
     spread = count / max(
         count - 1, 1
     )  # about a mean of the same minibatches a variance is too small by this
@@ -84,7 +86,7 @@ def _gradients(
         samples = pytree.index_batch(samples, own, batch.count)
     inputs, targets, weights = samples
     share = count / (which.stop - which.start)
-    with torch.enable_grad(), preserve_model_state(model):
+    with torch.enable_grad():
         outputs = forward(model, pytree.clone(inputs), session.output)
         loss = share * session.metric.loss(outputs, targets, weights)
         found = torch.autograd.grad(loss, parameters, allow_unused=True)

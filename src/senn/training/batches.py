@@ -43,6 +43,12 @@ class Rows:
             return self
         return self.take(torch.linspace(0, len(self) - 1, most).round().long())
 
+    def draw(self, most: int, generator: torch.Generator) -> Rows:
+        """Select at most so many rows at random; nothing is drawn if all are selected."""
+        if len(self) <= most:
+            return self
+        return self.take(torch.randperm(len(self), generator=generator)[:most])
+
     def batches(self, count: int) -> list[Batch]:
         """Split the rows into `count` batches of nearly equal size."""
         x = torch.tensor_split(self.x, count)

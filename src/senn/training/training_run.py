@@ -89,6 +89,7 @@ class Training:
             config=config, best=best, order_generator=generator.get_state(), started=started
         )
         self._before_round: State | None = None
+        self._flops: int | None = None
 
     def run(self) -> TrainResult:
         """Train until all epochs are done, or one of the other reasons to stop."""
@@ -241,11 +242,8 @@ class Training:
             self.return_to_best()
         renew_from_rows(self.model, self.rows, self.inputs)
         most = self.recipe.max_scoring_samples
-        scored = self.rows
-        if len(scored) > most:
-            chosen = torch.randperm(len(scored), generator=self.generator)[:most]
-            scored = scored.take(chosen)
-        batches = [self.inputs.training(batch, self.generator) for batch in scored.batches(1)]
+        scored = self.rows.draw(most, self.generator).batches(1)
+        batches = [self.inputs.training(batch, self.generator) for batch in scored]
 
         def survives(error: Exception) -> bool:
             # A round may diverge where training doesn't: then it is only skipped.
@@ -253,8 +251,8 @@ class Training:
                 return False
             return isinstance(error, NUMERICAL)
 
-        held_out = None if self.held_out is None else self.held_out.spread(most)
-        validation = None if held_out is None else self.inputs.whole(held_out)
+        rows = None if self.held_out is None else self.held_out.spread(most)
+        validation = None if rows is None else self.inputs.whole(rows)
         events = self.recorder.run(
             lambda: self.learner.grow(batches, moves, validation),
             epoch=self.state.epoch,
@@ -332,7 +330,7 @@ class Training:
 
     def forget_former_size(self) -> None:
         """Note that the size has changed: what was best before was so at another size."""
-        self.state.since_change = None
+        self.state.since_change = self._flops = None
 
     def validate(self, model: nn.Module) -> Validation | None:
         """Renew batch norms, and compute loss and score on the validation rows; None without any."""
@@ -355,8 +353,10 @@ class Training:
         self.tell(record)
 
     def flops(self) -> int:
-        """Count the floating-point operations of the model as it is now, per row."""
-        return forward_flops(self.model, self.inputs(self.rows.x[:1]))  # proportional to the rows
+        """Count the floating-point operations of the model per row; anew after a change of size alone."""
+        if self._flops is None:
+            self._flops = forward_flops(self.model, self.inputs(self.rows.x[:1]))
+        return self._flops
 
     def step_flops(self) -> int:
         """Count those of the forward pass of a step, all rows together."""
