@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from senn.cli.growth_options import add_growth_options, positive_integer
+from senn.cli.option_types import Once, column_kind, fraction, port, seed
 from senn.errors import SennError
 
 
@@ -186,7 +187,12 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         "or mnist, cifar-10, tiny-imagenet",
     )
     add = command.add_argument_group("data").add_argument
-    add("--target", metavar="COL", help="column to predict (known for the built-in tables)")
+    add(
+        "--target",
+        action=Once,
+        metavar="COL",
+        help="column to predict (known for the built-in tables)",
+    )
     add(
         "--task",
         choices=("classification", "regression"),
@@ -196,14 +202,32 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         "--column",
         action="append",
         metavar="NAME=KIND",
-        type=_column_kind,
+        type=column_kind,
         help="read a column as number, boolean, category or date, or leave it out (dropped); may be repeated",
     )
     add(
         "--test-fraction",
-        type=_fraction,
+        type=fraction,
         metavar="F",
         help="share of the rows held out for the test, unless the data have a test part (default: 0.2)",
+    )
+
+    add(
+        "--test",
+        metavar="PATH",
+        help="score the network on this table or folder instead: all of DATA is trained on",
+    )
+    add(
+        "--group",
+        action=Once,
+        metavar="COL",
+        help="keep rows of one value together (a patient's visits) in training, validation and test",
+    )
+    add(
+        "--time",
+        action=Once,
+        metavar="COL",
+        help="hold out the latest rows by this column of dates or numbers, for the test and, before them, validation",
     )
 
 
@@ -235,7 +259,7 @@ def _add_training_options(training: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="upper limit of passes over the training rows",
     )
-    add("--seed", type=_seed, metavar="N", help="seed of all random numbers (default: 0)")
+    add("--seed", type=seed, metavar="N", help="seed of all random numbers (default: 0)")
     add(
         "--threads",
         type=positive_integer,
@@ -261,7 +285,7 @@ def _add_output_options(output: argparse._ArgumentGroup) -> None:
         "its data and options are known",
     )
     add("--watch", action="store_true", help="show the run in a browser on this machine")
-    add("--port", type=_port, metavar="N", help="port of --watch (default: any free one)")
+    add("--port", type=port, metavar="N", help="port of --watch (default: any free one)")
     add("--dry-run", action="store_true", help="show what would be done, and write nothing")
     add("--quiet", action="store_true", help="print nothing but errors")
     add("--json", action="store_true", help="print the results as one JSON document")
@@ -348,34 +372,3 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="cpu, cuda, ... for images (default: cuda if it is available, else cpu)",
     )
-
-
-def _port(text: str) -> int:
-    if not text.strip().isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number up to 65535")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.strip().isdigit() or int(text) >= 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^63 - 1")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        # Out of range, so that text that is no number ends in the same message.
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-    return value
-
-
-def _column_kind(text: str) -> tuple[str, str]:
-    # From the right: the name of a column may contain "=", a kind can't.
-    name, equals, kind = text.rpartition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=KIND")
-    return name, kind

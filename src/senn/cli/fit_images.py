@@ -20,6 +20,7 @@ from senn.cli.prepared_data import (
     check_start,
     checksum_of,
     chosen_policy,
+    part_sizes,
     planned,
     recipe_fields,
     refuse_options,
@@ -139,7 +140,7 @@ class ImagePreparation:
         # One more channel: its kernel, its scale and shift in the norm, and the weights that read it.
         unit = max(taps * before + 2 + after for before, after in zip(reads, read_by, strict=True))
         labels = _tensor(self.train_part.labels)
-        return planned(model, self.recipe, hidden, labels, unit)
+        return planned(model, self.recipe, hidden, part_sizes(labels, self.recipe), unit)
 
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
@@ -250,7 +251,11 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     Raises:
         SennError: naming the file or option that is wrong.
     """
-    refuse_options(options, ("target", "column", "ascent_steps"), "tables, and {data} holds images")
+    refuse_options(
+        options,
+        ("target", "column", "test", "group", "time", "ascent_steps"),
+        "tables, and {data} holds images",
+    )
     if options.task == "regression":
         raise SennError(
             f"{options.data!r} holds images, and senn only classifies images: --task regression is for tables"

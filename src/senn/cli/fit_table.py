@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -15,11 +17,13 @@ from senn.cli.prepared_data import (
     check_start,
     checksum_of,
     chosen_policy,
+    part_sizes,
     planned,
     recipe_fields,
     refuse_options,
 )
-from senn.data import Table, TableEncoder, Target, read_table, split
+from senn.cli.table_parts import divide, read_test_table
+from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.table_encoder import check_names, listed
 from senn.errors import SennError
 from senn.runs import FitOptions
@@ -43,6 +47,9 @@ class Preparation:
         x_test: (test rows, features) float32 rows held out for the test.
         y_test: their targets, like `y`.
         recipe: training configuration.
+        validation: (k,) long numbers of the training rows that are held out for validation; None where training draws
+            them.
+        remarks: on the rows, one sentence each.
     """
 
     table: Table
@@ -52,6 +59,8 @@ class Preparation:
     x_test: Tensor
     y_test: Tensor
     recipe: TrainConfig
+    validation: Tensor | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -65,8 +74,8 @@ class Preparation:
 
     @property
     def notes(self) -> list[str]:
-        """Remarks on single columns, one sentence each."""
-        return self.encoder.notes
+        """Remarks on rows and on single columns, one sentence each."""
+        return [*self.remarks, *self.encoder.notes]
 
     @property
     def start(self) -> tuple[int, ...]:
@@ -95,7 +104,8 @@ class Preparation:
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         # Encoded rather than raw: another reader of the file may give other cells for the same bytes.
-        return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test)
+        chosen = [] if self.validation is None else [self.validation]
+        return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test, *chosen)
 
     def train(
         self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
@@ -113,6 +123,7 @@ class Preparation:
             task=self.task,
             outputs=outputs,
             recipe=self.recipe,
+            validation=self.validation,
             callbacks=callbacks,
             checkpointer=checkpointer,
         )
@@ -135,14 +146,14 @@ class Preparation:
         target = self.encoder.target
         return {
             "name": self.table.name,
-            "rows": len(self.table.frame),
+            "rows": len(self.x) + len(self.x_test),
             "train_rows": len(self.x),
             "test_rows": len(self.x_test),
             "features": self.x.shape[1],
             "target": target.name,
             "classes": list(target.labels) or None,
             "columns": kinds,
-            "notes": self.encoder.notes,
+            "notes": self.notes,
         }
 
     def plan(self) -> dict[str, Any]:
@@ -150,7 +161,8 @@ class Preparation:
         outputs = self.encoder.target.outputs
         model = build_model(self.x.shape[1], outputs, self.recipe)
         # One more hidden unit has a weight for each feature, a bias, and a weight to each output.
-        return planned(model, self.recipe, self.start, self.y, unit=self.x.shape[1] + 1 + outputs)
+        rows = part_sizes(self.y, self.recipe, self.validation)
+        return planned(model, self.recipe, self.start, rows, unit=self.x.shape[1] + 1 + outputs)
 
 
 def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> Preparation:
@@ -170,9 +182,8 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
     # Categories are read as text, or the code "007" would become the number 7.
     kinds = dict(options.column)
-    table = read_table(
-        options.data, text=[name for name, kind in kinds.items() if kind == "category"]
-    )
+    as_text = [name for name, kind in kinds.items() if kind == "category"]
+    table = read_table(options.data, text=as_text)
     name = options.target or table.target
     if name is None:
         which = f"the column of {options.data!r} to predict isn't known; name it with --target"
@@ -187,19 +198,22 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
             f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
         )
     target = Target.fit(name, table.frame[name], options.task)
-    # Classes are held out in proportion, so that a rare one is in both parts.
-    classes = target.encode(table.frame[name]) if target.task == "classification" else None
-    train, test = split(rows, options.test_fraction, options.seed, classes)
-    parts = table.frame.iloc[train], table.frame.iloc[test]
+    recipe = _recipe(options)
+    test = read_test_table(options, name, as_text)
+    parts = divide(options, table, target, test, recipe.validation_fraction)
     # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
-    encoder = TableEncoder.fit(parts[0], target.scaled_to(parts[0][name]), kinds=kinds)
-    (x, y), (x_test, y_test) = (
-        (
-            torch.from_numpy(encoder.transform(part)),
-            torch.from_numpy(encoder.target.encode(part[name])),
-        )
-        for part in parts
+    encoder = TableEncoder.fit(
+        parts.train,
+        target.scaled_to(parts.train[name]),
+        kinds=kinds,
+        left_out=parts.left_out,
     )
+    x, y = _encoded(encoder, parts.train)
+    with _about(options.test):
+        x_test, y_test = _encoded(encoder, parts.test)
+    validation = parts.validation
+    if validation is not None and len(validation) < recipe.min_validation:
+        validation = validation[:0]
     return Preparation(
         table=table,
         encoder=encoder,
@@ -207,15 +221,38 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         y=y,
         x_test=x_test,
         y_test=y_test,
-        recipe=_recipe(options, encoder, x.shape[1], begun_with),
+        validation=None if validation is None else torch.from_numpy(validation),
+        remarks=parts.notes,
+        recipe=_checked(recipe, encoder, x.shape[1], begun_with),
     )
 
 
-def _recipe(
-    options: FitOptions, encoder: TableEncoder, features: int, begun_with: tuple[int, ...] | None
+def _encoded(encoder: TableEncoder, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
+    """Encode rows and their targets."""
+    targets = encoder.target.encode(frame[encoder.target.name])
+    return torch.from_numpy(encoder.transform(frame)), torch.from_numpy(targets)
+
+
+@contextmanager
+def _about(path: str | None) -> Iterator[None]:
+    """Name the file of `--test` in an error about its rows."""
+    try:
+        yield
+    except SennError as error:
+        if path is None:
+            raise
+        raise SennError(f"{path!r}: {error}") from error
+
+
+def _recipe(options: FitOptions) -> TrainConfig:
+    """Build the recipe of defaults and options."""
+    return TrainConfig(policy=chosen_policy(options), frontier=True, **recipe_fields(options))
+
+
+def _checked(
+    recipe: TrainConfig, encoder: TableEncoder, features: int, begun_with: tuple[int, ...] | None
 ) -> TrainConfig:
-    """Build the recipe of defaults and options, checked as far as is possible by now."""
-    recipe = TrainConfig(policy=chosen_policy(options), frontier=True, **recipe_fields(options))
+    """Check a recipe as far as is possible by now, and give it the widths that a resumed run began with."""
     start = start_widths(features, encoder.target.outputs, recipe)
     if begun_with is not None and begun_with != start:
         recipe = replace(recipe, hidden=begun_with)

@@ -106,8 +106,29 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
     return total.hexdigest()
 
 
+def part_sizes(y: Tensor, recipe: TrainConfig, validation: Tensor | None = None) -> tuple[int, int]:
+    """Count the rows that training fits on, and those that it validates on.
+
+    Args:
+        y: (rows,) or (rows, 1) targets of all rows but those for the test.
+        recipe: training configuration.
+        validation: numbers of the rows that are held out for validation; None where training draws them.
+    """
+    if validation is None:
+        # The same draws as training makes, so that the plan names the very rows that a run would hold out.
+        generator = torch.Generator().manual_seed(recipe.seed)
+        _, validation = validation_split(
+            y, recipe.validation_fraction, generator, minimum=recipe.min_validation
+        )
+    return len(y) - len(validation), len(validation)
+
+
 def planned(
-    model: nn.Module, recipe: TrainConfig, hidden: Sequence[int], y: Tensor, unit: int
+    model: nn.Module,
+    recipe: TrainConfig,
+    hidden: Sequence[int],
+    rows: tuple[int, int],
+    unit: int,
 ) -> dict[str, Any]:
     """Describe the start of training and the price of growth there, JSON-able.
 
@@ -115,21 +136,17 @@ def planned(
         model: network before training.
         recipe: training configuration.
         hidden: widths of the hidden layers.
-        y: (rows,) or (rows, 1) targets of all rows but those for the test.
+        rows: numbers of rows to fit on and for validation, as of `part_sizes`.
         unit: number of parameters of one more unit.
 
     Returns:
         Counts of rows, steps and parameters, names of the choices, and `price_per_unit` in nats per sample.
     """
-    # The same draws as training makes, so that the plan names the very rows that a run would hold out.
-    generator = torch.Generator().manual_seed(recipe.seed)
-    fitted, validation = validation_split(
-        y, recipe.validation_fraction, generator, minimum=recipe.min_validation
-    )
-    plan = recipe.plan(len(fitted))
+    fitted, validation = rows
+    plan = recipe.plan(fitted)
     return {
-        "fitted_rows": len(fitted),
-        "validation_rows": len(validation),
+        "fitted_rows": fitted,
+        "validation_rows": validation,
         "optimizer": recipe.optimizer,
         "policy": type(recipe.policy).__name__,
         "architecture": list(hidden),
@@ -138,7 +155,7 @@ def planned(
         "steps": plan.steps,
         "growth_until_step": plan.growth_end,
         "parameters_per_unit": unit,
-        "price_per_unit": resolve_policy(recipe.policy).price(unit, len(fitted)),
+        "price_per_unit": resolve_policy(recipe.policy).price(unit, fitted),
     }
 
 

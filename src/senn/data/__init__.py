@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from senn.data.split import split
+from senn.data.split import split, split_groups, split_last
 
 if TYPE_CHECKING:
     from senn.data.tabular.read import BUILT_IN as BUILT_IN
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from senn.data.tabular.target import Target as Target
     from senn.data.tabular.target import Task as Task
 
-__all__ = ["BUILT_IN", "Table", "TableEncoder", "Target", "Task", "read_table", "split"]
+__all__ = [
+    "BUILT_IN",
+    "Table",
+    "TableEncoder",
+    "Target",
+    "Task",
+    "read_table",
+    "split",
+    "split_groups",
+    "split_last",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Rows held out for a test or for validation: drawn by seed, every class in proportion."""
+"""Rows held out for a test or for validation: drawn by seed, every class in proportion, in groups, or the last."""
 
 from __future__ import annotations
 
@@ -81,6 +81,97 @@ def hold_out(order: NDArray[Any], classes: NDArray[Any], fraction: float) -> NDA
     chosen = first[~is_last[first]][:wanted]
     held_out: NDArray[Any] = order[by_class[chosen]]
     return held_out
+
+
+DRAWS = 50
+"""Orders of the groups that are tried: of so many one holds out about the share that is wanted, classes included."""
+
+
+def split_groups(
+    groups: NDArray[Any], fraction: float = 0.2, seed: int = 0, classes: NDArray[Any] | None = None
+) -> tuple[RowNumbers, RowNumbers]:
+    """Draw training and test rows so that rows of one group stay together.
+
+    Of several drawn orders of the groups the one is taken whose first groups come nearest to the share, of all rows or
+    of each class, and leave every class a row for training.
+
+    Args:
+        groups: (rows,) value of each row; equal values are one group.
+        fraction: share of the test rows, between 0 and 1.
+        seed: decides which.
+        classes: (rows,) labels to hold out in about the same proportion; None for none.
+
+    Returns:
+        Row numbers for training and for the test, each in ascending order.
+
+    Raises:
+        SennError: there is a single group.
+
+    >>> train, test = split_groups(np.array(["ann", "bob", "ann", "cy", "cy", "bob"]), fraction=0.3)
+    >>> len(train), len(test)
+    (4, 2)
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    count = int(group.max()) + 1
+    if count < 2:
+        raise SennError("rows of a single group can't be split into training and test rows")
+    codes = np.zeros(len(group), np.intp)
+    if classes is not None:
+        codes = np.unique(classes, return_inverse=True)[1]
+    # (groups, classes) rows of each class in each group
+    width = int(codes.max()) + 1
+    table = np.bincount(group * width + codes, minlength=count * width).reshape(count, width)
+    generator = np.random.default_rng(seed)
+    orders = [generator.permutation(count) for _ in range(DRAWS)]
+    cuts = [_nearest_cut(table[order], fraction) for order in orders]
+    best = min(range(DRAWS), key=lambda at: cuts[at][1:])
+    chosen = np.isin(group, orders[best][: cuts[best][0]])
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _nearest_cut(table: NDArray[Any], fraction: float) -> tuple[int, int, float]:
+    """Find how many of the first groups come nearest to a share of the rows.
+
+    Args:
+        table: (groups, classes) rows of each class in each group, in the drawn order.
+        fraction: share of the rows to hold out.
+
+    Returns:
+        The number of groups, at least 1 and not all; how many classes would have no row left; and by how many rows the
+        classes miss their share.
+    """
+    rows = np.cumsum(table.sum(axis=1))
+    number = int(np.abs(rows[:-1] - fraction * rows[-1]).argmin()) + 1
+    held_out, whole = table[:number].sum(axis=0), table.sum(axis=0)
+    distance = float(np.abs(held_out - fraction * whole).sum())
+    return number, int((held_out == whole).sum()), distance
+
+
+def split_last(times: NDArray[Any], fraction: float = 0.2) -> tuple[RowNumbers, RowNumbers]:
+    """Hold out the rows with the latest times; rows of one time stay together.
+
+    Args:
+        times: (rows,) numbers or time stamps, none of them missing.
+        fraction: share of the test rows, between 0 and 1; where many rows have one time, the nearest that is possible.
+
+    Returns:
+        Row numbers for training and for the test, each in ascending order.
+
+    Raises:
+        SennError: all rows have the same time.
+
+    >>> train, test = split_last(np.array([2019, 2021, 2020, 2018, 2022]), fraction=0.4)
+    >>> train.tolist(), test.tolist()
+    ([0, 2, 3], [1, 4])
+    """
+    values, counts = np.unique(times, return_counts=True)
+    if len(values) < 2:
+        raise SennError("all rows have the same time, so none of them are the latest")
+    # rows from each time on
+    later = np.cumsum(counts[::-1])[::-1]
+    first = int(np.abs(later[1:] - fraction * len(times)).argmin()) + 1
+    is_late = times >= values[first]
+    return np.flatnonzero(~is_late), np.flatnonzero(is_late)
 
 
 def _rows_by_class(classes: NDArray[Any]) -> list[RowNumbers]:

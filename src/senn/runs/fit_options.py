@@ -20,6 +20,9 @@ class FitOptions:
         task: what to learn.
         column: kinds of columns that are set rather than inferred, as (name, kind).
         test_fraction: share of the rows held out for the test, between 0 and 1.
+        test: path of a table or a folder of images that the network is scored on, in place of held-out rows.
+        group: column whose rows of one value stay together in training, validation and test.
+        time: column by which the latest rows are held out for the test, and before them for validation.
         image_size: side of the squares that images become, in pixels.
         no_flip: never mirror images in training.
         data_dir: folder of the known image sets.
@@ -41,6 +44,9 @@ class FitOptions:
     task: Literal["classification", "regression"] | None = None
     column: tuple[tuple[str, str], ...] = ()
     test_fraction: float = 0.2
+    test: str | None = None
+    group: str | None = None
+    time: str | None = None
     image_size: int | None = None
     no_flip: bool = False
     data_dir: str | None = None
@@ -59,8 +65,9 @@ class FitOptions:
     def with_absolute_paths(self) -> FitOptions:
         """Return the options with absolute paths, so that a run can be resumed from any working directory."""
         # Relative paths mean something else in another working directory.
-        data_dir = None if self.data_dir is None else _absolute(self.data_dir)
-        return replace(self, data=_absolute(self.data), data_dir=data_dir)
+        others = {name: getattr(self, name) for name in ("data_dir", "test")}
+        absolute = {name: path and _absolute(path) for name, path in others.items()}
+        return replace(self, data=_absolute(self.data), **absolute)
 
     def arguments(self) -> list[str]:
         """Return the arguments of `senn fit` for these options: DATA, and what isn't at its default.

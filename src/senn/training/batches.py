@@ -100,7 +100,7 @@ def partition(
     *,
     generator: torch.Generator,
     sample_weight: Tensor | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor, Tensor] | Tensor | None = None,
 ) -> tuple[Rows, Rows | None]:
     """Split data into training and validation rows.
 
@@ -110,18 +110,26 @@ def partition(
         recipe: share of validation rows.
         generator: source of the draw.
         sample_weight: (n,) non-negative; a row of weight zero counts as absent. None for equal weights.
-        validation: inputs and targets to validate on; None to hold out rows of `x` and `y`.
+        validation: inputs and targets to validate on, or (k,) long numbers of the rows of `x` and `y` that are held
+            out for it, which may be none; None to draw these.
 
     Returns:
         Training rows, and validation rows or None if there are none.
     """
     rows = Rows(x=x, y=y)
+    chosen = torch.zeros(len(x), dtype=torch.bool)
+    if isinstance(validation, Tensor):
+        chosen[validation] = True
     if sample_weight is not None:
         present = (sample_weight > 0).nonzero().flatten()
+        chosen = chosen[present.cpu()]
         weight = sample_weight[present].to(x)
         # Equal weights are none at all, which spares the weighted loss. Others get mean 1: the scale of the loss stays.
         uniform = (weight == weight[0]).all()
         rows = Rows(x=x[present], y=y[present], weight=None if uniform else weight / weight.mean())
+    if isinstance(validation, Tensor):
+        kept, held_out = (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+        return rows.take(kept), rows.take(held_out) if len(held_out) else None
     if validation is not None:
         return rows, Rows(x=validation[0], y=validation[1])
     fewest = max(1, recipe.min_validation)

@@ -27,7 +27,7 @@ def train(
     outputs: int,
     recipe: TrainConfig | None = None,
     sample_weight: Tensor | None = None,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor, Tensor] | Tensor | None = None,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
 ) -> TrainResult:
@@ -43,8 +43,8 @@ def train(
         outputs: number of classes, or k.
         recipe: all choices; None for the defaults.
         sample_weight: (n,) non-negative; a row of weight zero counts as absent. None for equal weights.
-        validation: x and y of rows to validate on; None to hold out `recipe.validation_fraction` of the rows, classes
-            in proportion.
+        validation: x and y of rows to validate on, or (k,) long numbers of rows that are held out for it; None to hold
+            out `recipe.validation_fraction` of the rows, classes in proportion.
         callbacks: listeners to the records.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
 

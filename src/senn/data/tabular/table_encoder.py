@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn.data.tabular.column_kinds import KINDS, column_from_dict, column_to_dict, fit_column
-from senn.data.tabular.table_columns import Column
+from senn.data.tabular.table_columns import Column, Dropped
 from senn.data.tabular.target import Target, Task
 from senn.errors import SennError
 
@@ -35,6 +35,7 @@ class TableEncoder:
         target: str | Target,
         task: Task | None = None,
         kinds: Mapping[str, str] | None = None,
+        left_out: Mapping[str, str] | None = None,
     ) -> TableEncoder:
         """Fit the encoding to training rows.
 
@@ -43,6 +44,7 @@ class TableEncoder:
             target: name of the column to predict, or the target as it was fitted before.
             task: None to infer it from the target's column; not used for a target that is fitted.
             kinds: kinds of columns that aren't to be inferred: `number`, `boolean`, `category`, `date`, `dropped`.
+            left_out: columns that are no features, with the reason as the end of a sentence on the column.
 
         Returns:
             The fitted encoder.
@@ -71,8 +73,11 @@ class TableEncoder:
                 )
         # the target first: its errors are about the whole task
         fitted = Target.fit(target, frame[target], task) if isinstance(target, str) else target
+        reasons_by_name = left_out or {}
         columns = tuple(
-            fit_column(str(name), frame[name], kinds.get(name))
+            Dropped(name=name, note=reasons_by_name[name])
+            if name in reasons_by_name
+            else fit_column(str(name), frame[name], kinds.get(name))
             for name in frame.columns
             if name != name_of_target
         )
