@@ -28,9 +28,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from senn.flops import forward_flops
 from senn.nn import MLP, ConvNet
 from senn.training.threads import VARIABLES
-from senn.training.train_result import forward_flops
 
 
 @contextmanager

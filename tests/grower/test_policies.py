@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn.errors import SennError
+from senn.events import Decision
 from senn.policies import Budget, Candidate, PaperPolicy, PricePolicy
 from senn.scoring import formulas
 
@@ -237,3 +238,47 @@ def test_a_layer_has_to_promise_more_than_units_by_its_cost():
         assert policy.choose([enough], []) is enough
         assert policy.choose([short], []) is None
         assert policy.min_decrease(kind, BASE.parameters, BASE.samples) == price * cost
+
+
+def test_a_price_of_operations_is_that_of_as_large_a_share_of_the_parameters():
+    by_flops, by_parameters = PricePolicy(unit="flops"), PricePolicy()
+    # In a plain MLP each weight makes one product and one sum for each sample.
+    plain = replace(BASE, flops=20, flops_per_parameter=2.0)
+    assert by_flops.price_of(plain) == by_parameters.price_of(plain) == by_flops.price(10, 1000)
+    # The network uses each parameter 50 times, and these 500 times.
+    early = replace(BASE, flops=10_000, flops_per_parameter=100.0)
+    assert by_flops.price_of(early) == pytest.approx(10 * by_parameters.price_of(early))
+    for policy, times in ((by_flops, 10), (by_parameters, 1)):
+        worth = replace(early, held_out_gain=2 * times * by_parameters.price_of(early))
+        for factor, decision in ((1.01, 1), (0.99, 0)):
+            one = replace(worth, held_out_gain=factor * worth.held_out_gain)
+            assert (policy.choose([one], []) is one) == decision
+        unit = replace(early, kind="prune", parameters=-10, flops=-10_000, gain=-1.0)
+        price = -times * by_parameters.price_of(early)
+        assert policy.price_of(unit) == pytest.approx(price)
+        removing = policy.for_pruning_round()
+        kept = removing.margin(replace(unit, gain=2 * policy.retention_factor * price * 1.01))
+        assert (
+            kept
+            < 0
+            < removing.margin(replace(unit, gain=2 * policy.retention_factor * price * 0.99))
+        )
+    assert Decision.from_policy(by_flops, early).price == by_flops.price_of(early)
+
+
+def test_operations_are_priced_only_where_they_are_counted():
+    policy = PricePolicy(unit="flops")
+    with pytest.raises(SennError, match=r"operations of the candidate at 'body\.0' aren't counted"):
+        policy.margin(BASE)
+    assert policy.uses_flops > PricePolicy().uses_flops
+    assert policy.min_decrease("insert", 10, 1000) == 0.0  # parameters don't tell
+    with pytest.raises(SennError, match="unit must be one of 'parameters', 'flops'"):
+        PricePolicy(unit="seconds")
+
+
+def test_a_budget_of_operations_counts_what_is_there():
+    one = replace(BASE, flops=20)
+    assert Budget(max_flops=120).allows(one, 0, 100)
+    assert not Budget(max_flops=119).allows(one, 0, 100)
+    assert not Budget(max_flops=119).allows(BASE, 0, 100)  # what isn't counted fits no limit
+    assert Budget(max_flops=1).allows(replace(one, kind="prune", flops=-20), 0, 100)

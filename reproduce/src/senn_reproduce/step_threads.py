@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from senn.flops import forward_flops
 from senn.training.threads import RunThreads
-from senn.training.train_result import forward_flops
 from senn_reproduce.results import Record
 
 

@@ -12,7 +12,7 @@ from senn import _deprecated, html
 from senn._records import current_keys
 from senn.errors import SurgeryError
 from senn.events.event_tables import decisions_html, decisions_text, event_html
-from senn.policies import Candidate, Policy
+from senn.policies import Candidate, Policy, price_of
 
 
 @_deprecated.aliased
@@ -195,7 +195,7 @@ class Decision:
         exceeds = accepted is not None and margin > 0
         return cls(
             candidate=candidate,
-            price=policy.price(candidate.parameters, candidate.samples) * candidate.price_unit,
+            price=price_of(policy, candidate),
             margin=margin,
             reason=policy.reason(candidate, accepted or ()) if exceeds else "",
         )

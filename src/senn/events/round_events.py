@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from senn.events.event_records import GrowthEvent
 from senn.events.network_state import NetworkState
-from senn.policies import Candidate, Policy
+from senn.policies import Candidate, Policy, price_of
 from senn.surgery import Prune, Receipt
 
 
@@ -95,7 +95,7 @@ def _event_of_place(
     # For the same reason, errors add like independent ones.
     held_out_stderr = sum(one.held_out_stderr**2 for one in several) ** 0.5
     # One by one: a policy's price need not be linear in the number of parameters.
-    price = sum(policy.price(one.parameters, one.samples) * one.price_unit for one in several)
+    price = sum(price_of(policy, one) for one in several)
     return GrowthEvent(
         kind=first.kind,
         place=first.place,

@@ -60,6 +60,7 @@ class Grower(GrowerSettings, GrowerMemory):
         samples: number of training samples, for prices; None for that of the first loader's data set, or else the
             number of samples observed.
         max_params: most parameters of the model; None for no limit.
+        max_flops: most operations of a forward pass, per sample (`senn.flops.forward_flops`); None for no limit.
         max_width: most units of one layer, or a mapping from places to that; None for no limit.
         round_to: grown widths are multiples of this.
         moves: moves that may happen, of `width`, `depth`, `prune`.
@@ -129,6 +130,7 @@ class Grower(GrowerSettings, GrowerMemory):
         *,
         samples: int | None = None,
         max_params: int | None = None,
+        max_flops: int | None = None,
         max_width: int | Mapping[str, int] | None = None,
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
@@ -160,7 +162,7 @@ class Grower(GrowerSettings, GrowerMemory):
         self.on_uncarried_state = on_uncarried_state
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
-        self.budget = Budget(max_params, max_width, round_to)
+        self.budget = Budget(max_params, max_width, round_to, max_flops)
         self.candidate_config = (
             candidate_config if candidate_config is not None else CandidateConfig()
         )
@@ -303,9 +305,7 @@ class Grower(GrowerSettings, GrowerMemory):
         if self._session is None or not self._session.samples:
             raise SennError("no batch has been observed: give batches, or call observe first")
         samples = self.samples or self._session.samples
-        pool = self._session.pool(
-            samples, self.budget, uses_joint_score=self.policy.uses_joint_score
-        )
+        pool = self._session.pool(samples, self.budget, self.policy)
         self.eta, self.candidate_set = pool.eta, pool.candidate_set
         self._realize(self._session, pool)
         return pool

@@ -34,6 +34,7 @@ RANGES: Mapping[str, Rule] = {
     "policy": policy_rule().or_none(),
     "samples": whole(low=1).or_none(),
     "max_params": whole(low=1).or_none(),
+    "max_flops": whole(low=1).or_none(),
     "max_width": width_rule().or_none(),
     "round_to": whole(low=1),
     "moves": each(text()),
@@ -53,7 +54,7 @@ RANGES: Mapping[str, Rule] = {
 }
 
 _FIXED = ("model", "loss", "metric", "loss_hessian", "coupled", "seed")
-_LIMITS = ("max_params", "max_width", "round_to")
+_LIMITS = ("max_params", "max_flops", "max_width", "round_to")
 
 
 class GrowerSettings:
@@ -126,6 +127,11 @@ class GrowerSettings:
     def max_params(self) -> int | None:
         """Most parameters of the model; None for no limit."""
         return self.budget.max_params
+
+    @property
+    def max_flops(self) -> int | None:
+        """Most floating-point operations of a forward pass, per sample; None for no limit."""
+        return self.budget.max_flops
 
     @property
     def max_width(self) -> int | Mapping[str, int] | None:

@@ -11,9 +11,11 @@ from senn.policies.candidate import Budget, Candidate
 from senn.policies.candidate import CandidateKey as CandidateKey
 from senn.policies.candidate import Criterion as Criterion
 from senn.policies.candidate import Kind as Kind
+from senn.policies.candidate import SizeUnit as SizeUnit
 from senn.policies.candidate import check_moves as check_moves
+from senn.policies.candidate import policy_rule as policy_rule
+from senn.policies.candidate import price_of as price_of
 from senn.policies.candidate import width_rule as width_rule
 from senn.policies.policy import PaperPolicy, Policy, PricePolicy
-from senn.policies.policy import policy_rule as policy_rule
 
 __all__ = ["Budget", "Candidate", "PaperPolicy", "Policy", "PricePolicy"]

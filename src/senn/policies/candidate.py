@@ -45,6 +45,9 @@ BirthKind = Literal["stepped", "silent"]
 Criterion = Literal["held_out_gain", "gain_lower_bound"]
 """Figure by which the units of a candidate were selected."""
 
+SizeUnit = Literal["parameters", "flops"]
+"""What of a network a price is for."""
+
 CandidateKey = tuple[Kind, str, int | None, Criterion]
 """Kind, place, layer number and criterion: unique among the candidates that are offered together."""
 
@@ -61,6 +64,10 @@ class Candidate:
         units: number of units added or removed.
         width: width of the place after the change.
         parameters: net change of the number of parameters; negative for pruning.
+        flops: net change of the floating-point operations of a forward pass, per sample; negative for pruning. None
+            where they aren't counted: a limit (`max_flops`) or a price (`PricePolicy(unit="flops")`) asks for them.
+        flops_per_parameter: operations of the network's forward pass, per sample, for each of its parameters, before
+            the round; None where they aren't counted. 2 for a plain MLP without biases.
         gain: exact K-FAC gain, in the unit of eta; for pruning, minus the cost.
         gain_lower_bound: D', a lower bound of the gain (Theorem 3.2); equal to `gain` where there is none.
         held_out_gain: gain of a step that was fitted on one fold of the samples, evaluated on the other.
@@ -103,6 +110,8 @@ class Candidate:
     cross_fold_gain: float = math.nan
     layer_number: int | None = None
     criterion: Criterion = "held_out_gain"
+    flops: int | None = None
+    flops_per_parameter: float | None = None
 
     @property
     def key(self) -> CandidateKey:
@@ -120,6 +129,51 @@ class Candidate:
     def price_unit(self) -> float:
         """What one nat of a price comes to in the unit of `expected_decrease`: 1 where that is in nats."""
         return 1.0 if self.dispersion is None else self.dispersion
+
+    def size_in(self, unit: SizeUnit) -> float:
+        """Return the net change of size, in parameters.
+
+        Args:
+            unit: `parameters` for their number; `flops` for the number that has as many operations as the change, at as
+                many operations a parameter as the network has. So a share of the network's operations counts as the
+                same share of its parameters.
+
+        Raises:
+            SennError: operations are asked for, and aren't counted.
+
+        """
+        if unit == "parameters":
+            return self.parameters
+        if self.flops is None or self.flops_per_parameter is None:
+            raise SennError(f"the operations of the candidate at {self.place!r} aren't counted")
+        # A network without a single operation has none to price.
+        return self.flops / self.flops_per_parameter if self.flops_per_parameter else 0.0
+
+
+def price_of(policy: Any, candidate: Candidate) -> float:
+    """Price a candidate, in the unit of its expected decrease.
+
+    Args:
+        policy: a policy, which need not be a subclass of `Policy`: then it may price parameters only.
+        candidate: the candidate.
+    """
+    own = getattr(policy, "price_of", None)
+    if own is not None:
+        return float(own(candidate))
+    return float(policy.price(candidate.parameters, candidate.samples) * candidate.price_unit)
+
+
+def policy_rule(*, named: bool = False) -> Rule:
+    """Build the rule for policies; with `named`, names of policies are allowed, too."""
+
+    def allows(value: Any) -> bool:
+        # A policy need not be a subclass of Policy. NumPy's scalars have a method `choose`, so one name isn't enough.
+        is_policy = all(hasattr(value, name) for name in ("choose", "price", "margin"))
+        return (is_policy and not isinstance(value, type)) or (named and isinstance(value, str))
+
+    return Rule(
+        expected="a policy such as PricePolicy()" + (", its name" if named else ""), allows=allows
+    )
 
 
 def width_rule() -> Rule:
@@ -146,6 +200,7 @@ class Budget:
         max_width: most units of one channel group, or a mapping from places to that: places that it leaves out have no
             limit, and one at or above its own can't grow. None for no limit.
         round_to: divisor of all widths after growth.
+        max_flops: most floating-point operations of one forward pass, per sample (`senn.flops`); None for no limit.
 
     Raises:
         SennError: an argument is out of range.
@@ -154,27 +209,48 @@ class Budget:
     max_params: int | None = None
     max_width: int | Mapping[str, int] | None = None
     round_to: int = 1
+    max_flops: int | None = None
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "max_params": whole(low=1).or_none(),
         "max_width": width_rule().or_none(),
         "round_to": whole(low=1),
+        "max_flops": whole(low=1).or_none(),
     }
 
     def __post_init__(self) -> None:
         check_fields(self, self._RANGES)
 
-    def allows(self, candidate: Candidate, parameters: int) -> bool:
+    def allows(self, candidate: Candidate, parameters: int, flops: int | None = None) -> bool:
         """Return True if a candidate fits into the budget.
 
         Args:
-            candidate: the change; pruning always fits.
+            candidate: the change; pruning always fits, also where a limit has been lowered below the current size.
             parameters: number of parameters of the model, with the changes accepted in this round.
+            flops: operations of its forward pass with these; None where they aren't counted, and then no addition fits
+                a limit of them.
         """
-        if candidate.kind == "prune":  # also where a limit has been lowered below the current size
+        if candidate.kind == "prune":
             return True
-        if self.max_params is not None and parameters + candidate.parameters > self.max_params:
+        counted = flops is not None and candidate.flops is not None
+        after = flops + candidate.flops if counted else None  # type: ignore[operator]
+        return self.allows_width(candidate) and self.allows_size(
+            parameters + candidate.parameters, after
+        )
+
+    def allows_size(self, parameters: int, flops: int | None) -> bool:
+        """Return True if a model of that size is within the limits.
+
+        Args:
+            parameters: their number.
+            flops: operations of its forward pass; None where they can't be counted.
+        """
+        if self.max_params is not None and parameters > self.max_params:
             return False
+        return self.max_flops is None or (flops is not None and flops <= self.max_flops)
+
+    def allows_width(self, candidate: Candidate) -> bool:
+        """Return True if an addition leaves its place within the limit of widths."""
         limit = self.max_width
         if isinstance(limit, Mapping):
             limit = limit.get(candidate.place)

@@ -14,21 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from senn import _deprecated
-from senn._validate import Rule, check_fields, fraction, number, positive, whole
-from senn.policies.candidate import BirthKind, Candidate, Kind
-
-
-def policy_rule(*, named: bool = False) -> Rule:
-    """Build the rule for policies; with `named`, names of policies are allowed, too."""
-
-    def allows(value: Any) -> bool:
-        # A policy need not be a subclass of Policy. NumPy's scalars have a method `choose`, so one name isn't enough.
-        is_policy = all(hasattr(value, name) for name in ("choose", "price", "margin"))
-        return (is_policy and not isinstance(value, type)) or (named and isinstance(value, str))
-
-    return Rule(
-        expected="a policy such as PricePolicy()" + (", its name" if named else ""), allows=allows
-    )
+from senn._validate import Rule, check_fields, fraction, number, one_of, positive, whole
+from senn.policies.candidate import BirthKind, Candidate, Kind, SizeUnit
 
 
 @_deprecated.aliased
@@ -37,6 +24,7 @@ class Policy:
 
     Attributes:
         uses_joint_score: True if the policy compares gains with eta, which is then measured for the network as a whole.
+        uses_flops: True if the policy reads the operations of candidates (`Candidate.flops`), which are then counted.
         birth: how what it accepts begins, unless a grower's `birth` says otherwise.
 
     >>> class Greedy(Policy):
@@ -48,6 +36,7 @@ class Policy:
     """
 
     uses_joint_score: ClassVar[bool] = False
+    uses_flops: ClassVar[bool] | property = False
     birth: ClassVar[BirthKind] = "stepped"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -69,11 +58,12 @@ class Policy:
         """
         raise NotImplementedError(f"{type(self).__name__} needs a method `choose`")
 
-    def price(self, parameters: int, samples: int) -> float:
+    def price(self, parameters: float, samples: int) -> float:
         """Price new parameters; the default is free.
 
         Args:
-            parameters: net number of new parameters; negative for pruning.
+            parameters: net number of new parameters, whole unless operations stand for them (`Candidate.size_in`);
+                negative for pruning.
             samples: number of training samples.
 
         Returns:
@@ -230,6 +220,10 @@ class PricePolicy(Policy):
         retention_factor: fraction of the price below which a unit is pruned in rounds that only prune.
         max_places_per_round: most places that the additions of one round may change. Gains of different maps may count
             the same decrease twice, which a block-diagonal Fisher can't see.
+        unit: what is priced: `parameters`, or `flops`, the operations of a forward pass. Then a change that brings a
+            hundredth of the network's operations costs as much as a hundredth of its parameters: a unit of an early
+            convolution, whose weights are used at every pixel, has the price of the time that it takes. In a plain MLP,
+            where each weight is used once a sample, both units agree but for biases.
 
     Raises:
         SennError: an argument is out of range.
@@ -250,6 +244,7 @@ class PricePolicy(Policy):
     hysteresis: float = 0.02
     retention_factor: float = 5.0
     max_places_per_round: int = 1
+    unit: SizeUnit = "parameters"
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "kappa": positive(),
@@ -258,12 +253,23 @@ class PricePolicy(Policy):
         "hysteresis": fraction(open_high=True),
         "retention_factor": number(low=0),
         "max_places_per_round": whole(low=1),
+        "unit": one_of("parameters", "flops"),
     }
 
     def __post_init__(self) -> None:
         check_fields(self, self._RANGES)
 
-    def price(self, parameters: int, samples: int) -> float:
+    @property
+    def uses_flops(self) -> bool:  # type: ignore[override]
+        """True if operations are priced."""
+        return self.unit == "flops"
+
+    def price_of(self, candidate: Candidate) -> float:
+        """Price a candidate's parameters or operations, in the unit of its expected decrease."""
+        size = candidate.size_in(self.unit)
+        return self.price(size, candidate.samples) * candidate.price_unit
+
+    def price(self, parameters: float, samples: int) -> float:
         """Price new parameters at kappa q / N.
 
         Args:
@@ -277,7 +283,7 @@ class PricePolicy(Policy):
         return self.kappa * parameters / max(samples, 1)
 
     def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
-        """Return the price, times `layer_cost` for a layer.
+        """Return the price, times `layer_cost` for a layer; 0 if operations are priced: parameters don't tell these.
 
         Args:
             kind: kind of the change.
@@ -287,6 +293,8 @@ class PricePolicy(Policy):
         Returns:
             A decrease in nats per sample.
         """
+        if self.uses_flops:
+            return 0.0
         return self.price(parameters, samples) * (self.layer_cost if kind == "insert" else 1.0)
 
     def for_pruning_round(self) -> _RetentionPolicy:
@@ -357,9 +365,13 @@ class _RetentionPolicy(Policy):
 
     prices: PricePolicy
 
-    def price(self, parameters: int, samples: int) -> float:
+    def price(self, parameters: float, samples: int) -> float:
         """Price parameters as the price policy does."""
         return self.prices.price(parameters, samples)
+
+    def price_of(self, candidate: Candidate) -> float:
+        """Price a candidate as the price policy does."""
+        return self.prices.price_of(candidate)
 
     def choose(
         self, candidates: Sequence[Candidate], accepted: Sequence[Candidate]

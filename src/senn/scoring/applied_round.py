@@ -13,7 +13,7 @@ from torch import Tensor
 from senn.errors import SurgeryError, warn
 from senn.graph import DependencyGraph, Refusal
 from senn.graph.trained_places import without_untrained
-from senn.policies import BirthKind, Candidate, Policy
+from senn.policies import BirthKind, Candidate, Policy, price_of
 from senn.pytree import Inputs
 from senn.scoring.birth_steps import ParameterEntries, birth_steps
 from senn.scoring.births import Birth
@@ -268,11 +268,14 @@ class RoundToApply:
             _UnprofitableError: they bring nothing.
         """
         additions = [one for one in accepted if one.kind != "prune"]
-        price = sum(
-            self.policy.min_decrease(one.kind, one.parameters, one.samples) for one in additions
+        policy = self.policy
+        asks = any(
+            policy.min_decrease(one.kind, one.parameters, one.samples) > 0
+            or price_of(policy, one) > 0
+            for one in additions
         )
         # Written so that NaN fails: it compares as False.
-        if price > 0 and not decrease > 0:
+        if asks and not decrease > 0:
             places = ", ".join(dict.fromkeys(one.place for one in additions))
             raise _UnprofitableError(
                 f"nothing was added at {places}: no length of the step lowers the loss on held-out samples"

@@ -7,10 +7,9 @@ them, layers are virtual columns of the map before which they would go, pruning 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
@@ -19,12 +18,14 @@ from senn.policies import Budget, Candidate, CandidateKey
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
+from senn.scoring.global_batch import Samples
 from senn.scoring.greedy import Consumer, best_choices, scored_choices
 from senn.scoring.insertions import Insertions
+from senn.scoring.planned_size import PlannedSize, select
 from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.removals import Removals
 from senn.scoring.stream import StreamCandidates
-from senn.surgery import Move, Widen, parameters_per_unit
+from senn.surgery import Move, parameters_per_unit
 
 
 class CandidatePool:
@@ -41,10 +42,12 @@ class CandidatePool:
         stream: candidates that would be added to a residual stream.
         prices: what gains are compared with; their `eta` is the network's before anything is accepted.
         budget: limits of the network's size.
+        sample: gives one sample, on which operations are counted.
+        counts_flops: True to count operations though the budget doesn't limit them.
 
     Attributes:
         accepted: the candidates accepted so far, in order.
-        parameters: number of parameters of the model with these.
+        size: the model's size with some of the candidates.
     """
 
     def __init__(
@@ -60,12 +63,21 @@ class CandidatePool:
         stream: StreamCandidates,
         prices: Prices,
         budget: Budget,
+        sample: Callable[[], Samples],
+        counts_flops: bool = False,
     ) -> None:
         self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
         self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
         self.prices, self.budget = prices, budget
         budget.check_places(_places(graph))
-        self.parameters = sum(p.numel() for p in model.parameters())
+        self.size = PlannedSize(
+            model=model,
+            graph=graph,
+            candidate_set=candidate_set,
+            budget=budget,
+            sample=sample,
+            counts_flops=counts_flops,
+        )
         self.per_unit = {group.name: parameters_per_unit(model, group) for group in graph.groups}
         self.grown: dict[str, list[int]] = {}
         self.repeated: list[str] = []
@@ -107,10 +119,16 @@ class CandidatePool:
             found += scored
         if not self.accepted:
             found += [self._repeat(block) for block in self.stream.repeats]
-        allowed = [one for one in found if self.budget.allows(one.candidate, self.parameters)]
-        self._offered = {one.candidate.key: one for one in allowed}
-        assert len(self._offered) == len(allowed), "two candidates with one key"
-        return [replace(one.candidate, eta=self.eta) for one in allowed]
+        allowed = [one for one in found if self.size.allows(one.candidate, self.accepted)]
+        offered: list[Candidate] = []
+        self._offered = {}
+        for one in allowed:
+            counted = self.size.counted(one.candidate, self.accepted)
+            if counted is not None:
+                assert counted.key not in self._offered, "two candidates with one key"
+                self._offered[counted.key] = one
+                offered.append(replace(counted, eta=self.eta))
+        return offered
 
     def commit(self, candidate: Candidate) -> None:
         """Accept a candidate of the last `candidates()`, or a copy of one, and bring every figure up to date."""
@@ -134,8 +152,6 @@ class CandidatePool:
         if candidate.kind != "prune":
             # Theorem 3.1 holds only if eta counts what was accepted before (paper, section 3.3).
             self.prices = replace(self.prices, eta=self.eta + candidate.gain)
-        # The budget counts what is accepted, too.
-        self.parameters += candidate.parameters
         self.accepted.append(candidate)
 
     def to_moves(self, removals: int | None = None) -> list[Move]:
@@ -246,20 +262,3 @@ def _places(graph: DependencyGraph) -> list[str]:
         *(block.module for block in graph.residual_blocks),
         *(refusal.place for refusal in graph.refusals),
     ]
-
-
-def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
-    """Restrict a move to some of its units.
-
-    Args:
-        move: a widening of the group.
-        units: numbers of the units to keep.
-        group: the group.
-    """
-    chosen, values = torch.as_tensor(list(units)), {}
-    for coupled in group.dims:
-        if coupled.role != "consumer" and coupled.name in move.values:
-            k = coupled.index.shape[1]  # entries of each unit, one after the other
-            index = (chosen[:, None] * k + torch.arange(k)).flatten()
-            values[coupled.name] = move.values[coupled.name].index_select(coupled.dim, index)
-    return Widen(move.group, len(units), values)

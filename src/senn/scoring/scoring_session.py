@@ -24,7 +24,7 @@ from senn.kfac.factors import FactorInverse
 from senn.kfac.folds import Fold
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward
-from senn.policies import Budget
+from senn.policies import Budget, Policy
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
 from senn.scoring.batch_recorder import BatchRecorder
@@ -198,18 +198,16 @@ class ScoringSession:
         start = self.last_batch.share.total // 2 if is_cut else 0
         return self.last_batch.loss(self.model, self.metric, self.output, start)
 
-    def pool(
-        self, samples: int, budget: Budget, *, uses_joint_score: bool = False
-    ) -> CandidatePool:
+    def pool(self, samples: int, budget: Budget, policy: Policy | None = None) -> CandidatePool:
         """Score the candidates by the statistics of all batches.
 
         Args:
             samples: number of training samples, for prices.
             budget: limits of the network's size.
-            uses_joint_score: True for the network's own expansion score (`joint_score`), False for the sum over its
-                maps.
+            policy: says which figures it needs: eta of the network as a whole (`joint_score`), counted operations.
         """
         assert self.candidate_set is not None
+        assert self.last_batch is not None
         if not self._held_out.maps:
             raise SennError(
                 "a loss that couples samples needs two batches a round at least, one to fit steps on and one to value "
@@ -237,7 +235,7 @@ class ScoringSession:
                 # Where the weights are going counts, not where they are: training moves them anyway.
                 pruning_costs[name] = PruningCosts(gains.inverse, weights, gains.locations)
         score_limit = self._score_limit_sum / self.samples
-        if uses_joint_score:
+        if policy is not None and policy.uses_joint_score:
             eta = joint_score(layer_gains, (fits, held_outs), score_limit)
         else:
             eta = sum(gains.eta for gains in layer_gains.values())
@@ -258,6 +256,8 @@ class ScoringSession:
                 score_limit=score_limit,
             ),
             budget=budget,
+            sample=functools.partial(self.last_batch.first, 1),
+            counts_flops=getattr(policy, "uses_flops", False),
         )
 
     def snapshot(self) -> SessionSnapshot:

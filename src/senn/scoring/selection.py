@@ -37,7 +37,7 @@ def select_candidates(
         SennError: the policy chose something that wasn't offered, or the ranks don't base their decision on the same.
     """
     # Figures of the network as it is: accepting changes those of the pool.
-    eta, parameters = pool.eta, pool.parameters
+    eta, parameters = pool.eta, pool.size.parameters(())
     eta_by_map = {name: layer_gains.eta for name, layer_gains in pool.layer_gains.items()}
     kinds = {MOVES[move] for move in moves}
     accepted: list[Decision] = []

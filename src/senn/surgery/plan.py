@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -290,7 +290,7 @@ def parameters_per_unit(model: nn.Module, group: ChannelGroup) -> int:
         >>> parameters_per_unit(model, group)  # a row of 3, its bias, a column of 2
         6
     """
-    return _added_parameters(model, group, 1)
+    return added_parameters(model, {group: 1})
 
 
 @_deprecated.keywords
@@ -309,19 +309,27 @@ def new_parameters(model: nn.Module, graph: DependencyGraph, move: Move) -> int:
         layer = move.layer if isinstance(move, Insert) else move.copy
         return sum(parameter.numel() for parameter in layer.parameters())
     units = move.units if isinstance(move, Widen) else -len(move.units)
-    return _added_parameters(model, find_group(graph, move.group), units)
+    return added_parameters(model, {find_group(graph, move.group): units})
 
 
-def _added_parameters(model: nn.Module, group: ChannelGroup, units: int) -> int:
-    # A tensor may be resized along two dimensions (units that feed themselves): so by its final shape, not by a sum.
+def added_parameters(model: nn.Module, units: Mapping[ChannelGroup, int]) -> int:
+    """Return by how many a joint change of several widths changes the number of parameters.
+
+    Args:
+        model: isn't changed.
+        units: by group, how many units come; negative where they go.
+    """
+    # A tensor may be resized along two dimensions (units that feed themselves, or two groups of one map): so by its
+    # final shape, not by a sum.
     shapes: dict[str, list[int]] = {}
     change = 0
-    for coupled in group.dims:
-        tensor = find_tensor(model, coupled.name)
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        if coupled.name not in shapes:
-            shapes[coupled.name] = list(tensor.shape)
-            change -= tensor.numel()
-        shapes[coupled.name][coupled.dim] += units * coupled.index.shape[1]
+    for group, number in units.items():
+        for coupled in group.dims:
+            tensor = find_tensor(model, coupled.name)
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            if coupled.name not in shapes:
+                shapes[coupled.name] = list(tensor.shape)
+                change -= tensor.numel()
+            shapes[coupled.name][coupled.dim] += number * coupled.index.shape[1]
     return change + sum(math.prod(shape) for shape in shapes.values())

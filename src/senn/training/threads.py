@@ -31,10 +31,10 @@ from torch import Tensor, distributed, nn
 from senn._records import reading_state
 from senn._validate import check, whole
 from senn.errors import UnsupportedError
+from senn.flops import forward_flops
 from senn.graph.model_copy import copy_model
 from senn.training.round_records import Record
 from senn.training.train_config import TrainConfig
-from senn.training.train_result import forward_flops
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 """Environment variables by which a caller sets the number of threads."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from senn.errors import DivergenceError
 from senn.events import Frontier
@@ -56,28 +55,6 @@ def architecture(model: nn.Module) -> tuple[int, ...]:
     """Return the widths of a model's hidden layers, by its property `hidden`; empty if it has none."""
     # Any module can be trained, but only those of senn.nn know which of their sizes are hidden widths.
     return tuple(getattr(model, "hidden", ()))
-
-
-@torch.no_grad()
-def forward_flops(model: nn.Module, x: Tensor) -> int:
-    """Count the floating-point operations of a forward pass, of matrix products and convolutions alone.
-
-    Args:
-        model: any module; its mode is left as it was.
-        x: (n, ...) inputs.
-
-    Returns:
-        Operations per row.
-    """
-    # In eval mode, so that no running statistics change.
-    training = model.training
-    model.eval()
-    try:
-        with FlopCounterMode(display=False) as counter:
-            model(x)
-    finally:
-        model.train(training)
-    return int(counter.get_total_flops()) // len(x)
 
 
 def count_parameters(model: nn.Module) -> int:

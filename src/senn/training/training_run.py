@@ -17,6 +17,7 @@ from senn._records import reading_state
 from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
 from senn.events import Frontier
+from senn.flops import forward_flops
 from senn.schedule import GrowthSchedule
 from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
@@ -39,7 +40,6 @@ from senn.training.train_result import (
     TrainResult,
     architecture,
     count_parameters,
-    forward_flops,
 )
 from senn.training.train_step import TrainStep
 from senn.training.validation import Validation, validate
