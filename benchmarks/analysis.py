@@ -14,14 +14,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from senn.graph import analyze
+from senn import analyze
 from senn.surgery import Prune, transaction
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-from test_zoo import widening
 from zoo.convolutional import Basic, ResNet
 from zoo.transformer import Block, ViT
+from zoo_cases import widening
 
 
 def resnet(blocks: int) -> nn.Module:

@@ -41,7 +41,7 @@ from senn.training.image_training import PRICES, image_config
 from senn.training.train_config import TrainConfig
 from senn.training.train_step import TrainStep
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
 from zoo.convolutional import Basic, ResNet
 
@@ -51,14 +51,13 @@ KEPT = (
     "round",
     "kind",
     "place",
-    "before",
-    "after",
+    "width_before",
+    "width_after",
     "parameters",
-    "promised",
+    "expected_decrease",
     "price",
-    "realised",
+    "realized_decrease",
     "loss_before",
-    "text",
 )
 Images = tuple[Tensor, Tensor]
 

@@ -1,6 +1,8 @@
 """Records, density and docstrings of the source, as CONTRIBUTING.md asks for them."""
 
 import ast
+import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -81,3 +83,67 @@ def test_public_functions_describe_their_arguments():
     ]
     wide = [one for _, one in functions if len(one.args.args) + len(one.args.kwonlyargs) >= 2]
     assert len(lacking) <= 0.05 * len(wide), lacking
+
+
+# -- scripts
+
+
+LOCAL = (ROOT / "benchmarks", ROOT / "docs", ROOT / "tests" / "helpers", ROOT)
+OPTIONAL = {"playwright", "gromo"}
+SCRIPTS = sorted(
+    p for name in ("benchmarks", "docs", "examples") for p in (ROOT / name).glob("*.py")
+)
+
+
+def names_in(path):
+    """Names that a module of ours defines or imports, or those of the modules in a folder."""
+    if path.is_dir():
+        start = path / "__init__.py"
+        return {one.stem for one in path.iterdir()} | (names_in(start) if start.exists() else set())
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {one.id for t in targets for one in ast.walk(t) if isinstance(one, ast.Name)}
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+    return found
+
+
+def missing(path):
+    """Imports of a script that lead nowhere."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or node.level:
+            continue
+        top, *inner = (node.module or "").split(".")
+        paths = [folder.joinpath(top, *inner) for folder in LOCAL]
+        # files first: there is a folder `results` too
+        own = [p for p in (*(one.with_suffix(".py") for one in paths), *paths) if p.exists()]
+        if top in ("senn", "senn_reproduce"):
+            module = importlib.import_module(node.module)
+            for alias in node.names:
+                if not hasattr(module, alias.name):
+                    try:
+                        importlib.import_module(f"{node.module}.{alias.name}")
+                    except ImportError:
+                        yield f"{node.module}.{alias.name}"
+        elif own:
+            known = names_in(own[0])
+            yield from (f"{node.module}.{a.name}" for a in node.names if a.name not in known)
+        elif top not in OPTIONAL and importlib.util.find_spec(top) is None:
+            yield node.module
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
+def test_imports_of_scripts_lead_somewhere(path):
+    assert [*missing(path)] == []
+
+
+def test_an_import_that_leads_nowhere_is_seen(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from zoo.transformer import NoNet\nfrom nowhere import x\nfrom senn.graph import nothing\n"
+    )
+    assert [*missing(script)] == ["zoo.transformer.NoNet", "nowhere", "senn.graph.nothing"]
