@@ -213,12 +213,12 @@ MUTANTS = [
         ),
     ),
     *_mutants(
-        "scoring/birth_steps.py",
+        "scoring/account_steps.py",
         ("tests/scoring/test_births.py",),
         (
             "existing columns give what they should take back",
-            "taken = -step @ prediction(gains, own).mT\n        found",
-            "taken = step @ prediction(gains, own).mT\n        found",
+            "return [step, -step @ prediction(gains, columns).mT]",
+            "return [step, step @ prediction(gains, columns).mT]",
         ),
         (
             "a birth's length of the wrong fold",
@@ -255,7 +255,7 @@ MUTANTS = [
         ("tests/grower/test_grower.py",),
         (
             "units go and nothing takes over",
-            "= weight[:, gone] @ compensation(gains.inverse.dense, gone)",
+            "= weight[:, gone] @ coefficients",
             "= 0",
         ),
     ),

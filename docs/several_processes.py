@@ -51,9 +51,12 @@ uses all processes; `communicator=senn.collectives.Communicator()` makes it igno
   the samples are spread, even if some ranks have none.
 - **Candidates** are sampled from the first 128 samples, which every rank receives. New BatchNorm channels take their
   statistics from the first 1,024, which also verify the change.
-- **Kronecker factors are sums.** Each rank accumulates those of its own samples, and one all-reduce per round sums
-  them. Per-sample quantities are gathered at the same time.
-- **One decision.** All ranks compute the same gains; rank 0's policy chooses, and all receive the numbers of its
+- **Kronecker factors are sums.** Each rank accumulates those of its own samples. Once per round they are summed, each
+  on the rank that owns the map, and the samples that are kept one by one go there as well. Of covariances, one triangle
+  is sent.
+- **One owner for each map.** It alone factorizes, eliminates and scores; all ranks receive the scored candidates and
+  what surgery needs. Owners are chosen so that all ranks have about as much to compute.
+- **One decision.** Rank 0's policy chooses, and all receive the numbers of its
   moves. Before that, all ranks compare their weights bit by bit, and their dependency graphs, generators, policies and
   budgets; afterwards, the weights again. A change that fails verification on one rank is rolled back on all.
 - **Failures name a rank.** Before a collective operation, all ranks meet in the group's store. If one is missing for 45
@@ -85,7 +88,7 @@ uses all processes; `communicator=senn.collectives.Communicator()` makes it igno
 
 `calculated` is 2 (W - 1) / W times 4 bytes times 2 folds of (c + p)² + m (c + p) + m² numbers for each map of c
 columns, p candidate columns and m outputs; it counts the columns of layers before convolutions there too, whose sums
-are apart and smaller. The ranks share the passes; they don't share the elimination: every rank computes all gains.
+are apart and smaller. The ranks share the passes and the elimination.
 
 ## What it would cost at scale
 

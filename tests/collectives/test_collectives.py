@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted
+from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted, units
 from worlds import world
 
 from senn.collectives import Communicator
@@ -43,6 +43,27 @@ def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, toget
             torch.testing.assert_close(several["weights"][key], tensor, rtol=1e-8, atol=1e-8)
         for mine, its in zip(several["state"], one["state"], strict=True):
             torch.testing.assert_close(mine, its, rtol=1e-8, atol=1e-8)
+
+
+def test_every_account_has_one_owner_and_every_rank_its_scores(together: Any) -> None:
+    one = units(Communicator())
+    ranks = [rank[-4] for rank in together]
+    owned = [name for rank in ranks for name in rank["owned"]]
+    assert sorted(owned) == sorted(one["owned"]) == sorted(one["maps"])
+    assert all(rank["owned"] for rank in ranks), "a rank has nothing to do"
+    for rank in ranks:
+        assert rank["maps"] == one["maps"]
+        assert one["known"]
+        for key in ("scores", "factors", "known"):
+            torch.testing.assert_close(rank[key], one[key], rtol=1e-8, atol=1e-8)
+
+
+def test_one_rank_gets_the_sum_and_the_samples_and_sends_the_result(together: Any) -> None:
+    for rank in together:
+        for found, expected in rank[-3]:
+            assert (found is None) == (expected is None)
+            if found is not None:
+                torch.testing.assert_close(found, expected)
 
 
 def test_a_tensor_as_long_as_a_part_of_the_samples_stays_whole(together: Any) -> None:

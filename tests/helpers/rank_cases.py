@@ -270,6 +270,63 @@ def shifted(communicator: Communicator, length: int) -> list[float]:
     return [grower.eta, *(one.held_out_gain for one in found)]
 
 
+def units(communicator: Communicator) -> dict[str, Any]:
+    """Scores of every unit, what is kept of the data, and whose accounts this process keeps."""
+    torch.manual_seed(0)
+    model, (x, y), arguments, _ = _case("width and depth")
+    own = communicator.local_slice(SAMPLES)
+    grower = Grower(
+        model.double(), None, F.cross_entropy, communicator=communicator, seed=1, **arguments
+    )
+    found = grower.score_units([(x[own], y[own])])
+    figures = ("gain", "gain_lower_bound", "held_out_gain", "held_out_stderr", "gradient_norm")
+    assert grower._session is not None
+    pool = grower._session.pool(SAMPLES, grower.budget)
+    return {
+        "scores": {place: [getattr(one, name) for name in figures] for place, one in found.items()},
+        "factors": [
+            matrix
+            for one in found.values()
+            for of in one.readers.values()
+            for matrix in (of.A, of.S, of.G)
+        ],
+        "known": [one["factor"] for one in grower.state_dict()["known"].values()],
+        "owned": [*pool.layer_gains],
+        "maps": [*pool.eta_by_map],
+    }
+
+
+def operations(communicator: Communicator) -> list[Any]:
+    """Sums, samples and results that one rank alone gets or makes: (what came, what should) on each."""
+    size, rank = communicator.size, communicator.rank
+    shapes = [(3, 5), (7,), (0,), (1,), (40, 40)]
+    generators = [torch.Generator().manual_seed(one) for one in range(size)]
+    by_rank = [[torch.randn(shape, generator=one) for shape in shapes] for one in generators]
+    destinations = [(2 * i + 1) % size for i in range(len(shapes))]
+    found: list[Any] = []
+    for dtype in (None, torch.bfloat16):
+        sent = [[x if dtype is None else x.to(dtype).float() for x in one] for one in by_rank]
+        sums = communicator.reduce("sum", by_rank[rank], destinations, dtype=dtype)
+        for i, total in enumerate(sums):
+            wanted = sum(one[i] for one in sent) if destinations[i] == rank else None
+            found.append((total, wanted))
+    counts = [2, 0, 3][:size]
+    positions = torch.randperm(sum(counts), generator=torch.Generator().manual_seed(9))
+    own = torch.split(positions, counts)[rank]
+    groups = [(own, [own.double(), torch.stack([own, own], 1)]) for _ in range(2)]
+    ordered = torch.arange(sum(counts))
+    for i, got in enumerate(communicator.gather("gather", groups, [size - 1] * 2)):
+        wanted = (
+            [ordered.double(), torch.stack([ordered, ordered], 1)] if rank == size - 1 else None
+        )
+        found += (
+            [(got, wanted)] if wanted is None or got is None else [*zip(got, wanted, strict=True)]
+        )
+        assert i < 2
+    result = communicator.broadcast_result("send", size - 1, lambda: [torch.full((2, 3), rank)])
+    return [*found, (result[0], torch.full((2, 3), size - 1))]
+
+
 def fit(communicator: Communicator) -> dict[str, Any]:
     """A run of `fit_model` with growth, validation and averages; and the state that one would go on with."""
     torch.manual_seed(0)
@@ -332,7 +389,7 @@ def endings(rank: int, folder: str) -> list[str]:
                     time.sleep(0.1)
             if change == "death" and rank == 1:  # in the middle of a sum
                 unittest.mock.patch(
-                    "torch.distributed.all_reduce", side_effect=lambda *_, **__: os._exit(1)
+                    "torch.distributed.all_to_all_single", side_effect=lambda *_, **__: os._exit(1)
                 ).start()
             if change == "surgery" and rank == 1:
                 error = SurgeryError("the outputs changed")
@@ -369,6 +426,8 @@ def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:
     scores = shifted(communicator, SHIFTED[communicator.size][1])
     found = [
         *(grow(name, counts, rank, communicator) for name, counts in cases),
+        units(communicator),
+        operations(communicator),
         scores,
         fit(communicator),
     ]

@@ -59,7 +59,7 @@ def test_a_step_of_full_length_is_the_dense_projection_of_the_gradient(monkeypat
 
     For all new columns of a map together, whichever groups they belong to.
     """
-    for module in ("gains", "birth_steps", "residual_statistics"):
+    for module in ("gains", "account_steps", "residual_statistics"):
         monkeypatch.setattr(getattr(senn.scoring, module), "DAMPING", 1e-12)
     monkeypatch.setattr(senn.scoring.residual_statistics, "UNIT_DAMPING", 1e-12)
     seen = []

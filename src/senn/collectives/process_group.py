@@ -13,6 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from senn.collectives.packing import (
+    BUCKET_BYTES,
+    buckets,
+    flatten,
+    in_order,
+    on_backend_device,
+    overlaps,
+    pack,
+    split,
+)
 from senn.collectives.rendezvous import Rendezvous, format_ranks
 from senn.collectives.single_process import Communicator
 from senn.errors import SennError
@@ -22,12 +32,6 @@ TIMEOUT = 45.0
 
 Half of it can be too short for a rank that writes a checkpoint or compiles a kernel meanwhile; of twice of it, a user
 waits 90 seconds to learn that a rank has died.
-"""
-
-BUCKET_BYTES = 1 << 20
-"""Bytes up to which tensors are sent together.
-
-Small tensors cost a latency each; beyond a megabyte bandwidth decides, and a larger bucket only needs more memory.
 """
 
 
@@ -77,12 +81,28 @@ class ProcessGroupCommunicator(Communicator):
         self.sent["meetings"] += n_bytes
         return values
 
+    def all_gather_result(self, action: str, compute: Callable[[], Any]) -> list[Any]:
+        """Compute a value on every rank, and gather the values through the store.
+
+        Args:
+            action: what it is for.
+            compute: function that returns whatever JSON can hold.
+        """
+        with self._reporting(action):
+            return self.all_gather_object(action, compute())
+
     @contextmanager
     def fail_together(self, action: str) -> Iterator[None]:  # noqa: D102
+        with self._reporting(action):
+            yield
+            self.all_gather_object(action)
+
+    @contextmanager
+    def _reporting(self, action: str) -> Iterator[None]:
+        """Report a failure of this rank, so that the others fail at their next meeting."""
         self._depth += 1
         try:
             yield
-            self.all_gather_object(action)
         except BaseException as error:
             if not self._rendezvous.reported:
                 self._rendezvous.report(action, error)
@@ -136,7 +156,7 @@ class ProcessGroupCommunicator(Communicator):
         gathered = []
         for number, (positions, tensors) in enumerate(groups):
             counts = [of_groups[number] for of_groups, _ in answers]
-            packed = _on_backend_device(_pack([positions, *tensors]), self._group)
+            packed = on_backend_device(pack([positions, *tensors]), self._group)
             # all_gather needs one shape on all ranks: padded to the most rows that one has
             padded = packed.new_zeros(max(counts), packed.shape[1])
             padded[: len(packed)] = packed
@@ -144,11 +164,7 @@ class ProcessGroupCommunicator(Communicator):
             call = partial(torch.distributed.all_gather, every, padded)
             self._run(action, padded.nbytes * (self.size - 1), call)
             rows = torch.cat([one[:count] for one, count in zip(every, counts, strict=True)])
-            order, *columns = _unpack(rows, [positions, *tensors])
-            index = order.argsort()
-            gathered.append(
-                [column[index].to(x.device) for column, x in zip(columns, tensors, strict=True)]
-            )
+            gathered.append(in_order(rows, positions, tensors))
         return gathered
 
     def all_reduce(
@@ -164,28 +180,162 @@ class ProcessGroupCommunicator(Communicator):
         if meet:
             self._meet_with_layout(action, tensors)
         result = list(tensors)
-        for bucket in _buckets(tensors):
-            flat = _flatten(tensors, bucket, self._group)
+        for bucket in buckets(tensors, BUCKET_BYTES):
+            flat = flatten(tensors, bucket, self._group)
             n_bytes = 2 * flat.nbytes * (self.size - 1) / self.size  # of a ring all-reduce
             self._run(action, n_bytes, partial(torch.distributed.all_reduce, flat))
-            for i, part in zip(bucket, _split(flat, tensors, bucket), strict=True):
+            for i, part in zip(bucket, split(flat, tensors, bucket), strict=True):
                 result[i] = part.view(tensors[i].shape).to(tensors[i].device)
         return result
 
-    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors with those of rank 0, bucket by bucket.
+    def reduce(
+        self,
+        action: str,
+        tensors: Sequence[Tensor],
+        destinations: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> list[Tensor | None]:
+        """Sum tensors over all ranks, each for one rank alone: half of what `all_reduce` sends.
+
+        Every rank sums an equal share of the numbers, in the order of ranks, and sends it on. So no rank receives more
+        than it sends, whoever gets the sums, and a number that is sent in a shorter type is rounded once.
 
         Args:
             action: what it is for.
             tensors: tensors of the same shapes on all ranks.
+            destinations: for each tensor, the rank that gets the sum.
+            dtype: floating-point type to send in; None for that of the tensors.
+
+        Returns:
+            As of `Communicator.reduce`.
         """
         self._meet_with_layout(action, tensors)
-        for bucket in _buckets(tensors):
-            flat = _flatten(tensors, bucket, self._group)
-            n_bytes = flat.nbytes if self.rank == 0 else 0
-            self._run(action, n_bytes, partial(torch.distributed.broadcast, flat, self._members[0]))
+        result: list[Tensor | None] = [
+            x if destination == self.rank else None
+            for x, destination in zip(tensors, destinations, strict=True)
+        ]
+        # by destination, so that what one rank gets lies side by side
+        order = sorted(range(len(tensors)), key=lambda i: destinations[i])
+        for numbers in buckets([tensors[i] for i in order], self.size * BUCKET_BYTES):
+            bucket = [order[number] for number in numbers]
+            sizes = [0] * self.size
+            for i in bucket:
+                sizes[destinations[i]] += tensors[i].numel()
+            flat = flatten(tensors, bucket, self._group)
+            sums = self._reduce_flat(action, flat, sizes, flat.dtype if dtype is None else dtype)
+            own = [i for i in bucket if destinations[i] == self.rank]
+            for i, part in zip(own, split(sums, tensors, own), strict=True):
+                result[i] = part.view(tensors[i].shape).to(tensors[i].device)
+        return result
+
+    def _reduce_flat(
+        self, action: str, flat: Tensor, sizes: Sequence[int], dtype: torch.dtype
+    ) -> Tensor:
+        """Sum a flat tensor, of which the first `sizes[0]` numbers go to rank 0, the next ones to rank 1, and so on."""
+        length = -(-len(flat) // self.size)
+        padded = flat.new_zeros(self.size * length, dtype=dtype)
+        padded[: len(flat)] = flat
+        every = torch.empty_like(padded)
+        call: Callable[..., Any] = partial(torch.distributed.all_to_all_single, every, padded)
+        self._run(action, padded.nbytes * (self.size - 1) / self.size, call)
+        share = every.view(self.size, length).to(flat.dtype).sum(0)
+        found = overlaps(sizes, length)
+        to, of = found[:, self.rank].tolist(), found[self.rank].tolist()
+        sums = flat.new_empty(sizes[self.rank])
+        call = partial(torch.distributed.all_to_all_single, sums, share[: sum(to)], of, to)
+        self._run(action, (sum(to) - to[self.rank]) * flat.element_size(), call)
+        return sums
+
+    def gather(
+        self,
+        action: str,
+        groups: Sequence[tuple[Tensor, Sequence[Tensor]]],
+        destinations: Sequence[int],
+    ) -> list[list[Tensor] | None]:
+        """Gather samples as rows of bytes, each group on one rank alone.
+
+        Args:
+            action: what it is for.
+            groups: as of `Communicator.all_gather`.
+            destinations: for each group, the rank that gets all of its samples.
+
+        Returns:
+            As of `Communicator.gather`.
+        """
+        if not groups:
+            return []
+        layouts = [[[str(x.dtype), *x.shape[1:]] for x in tensors] for _, tensors in groups]
+        own_counts = [len(positions) for positions, _ in groups]
+        answers = self.all_gather_object(action, [own_counts, _digest(layouts)])
+        self._assert_same_layout(action, [layout for _, layout in answers])
+        order = sorted(range(len(groups)), key=lambda i: destinations[i])
+        packed = [pack([positions, *tensors]) for positions, tensors in groups]
+        to, own = [0] * self.size, [i for i in order if destinations[i] == self.rank]
+        for i in order:
+            to[destinations[i]] += packed[i].numel()
+        # bytes of each of this rank's groups on each rank
+        parts = [[counts[i] * packed[i].shape[1] for i in own] for counts, _ in answers]
+        of = [sum(part) for part in parts]
+        flat = on_backend_device(torch.cat([packed[i].flatten() for i in order]), self._group)
+        every = flat.new_empty(sum(of))
+        call = partial(torch.distributed.all_to_all_single, every, flat, of, to)
+        self._run(action, sum(to) - to[self.rank], call)
+        pieces = torch.split(every, [size for part in parts for size in part])
+        result: list[list[Tensor] | None] = [None] * len(groups)
+        for number, i in enumerate(own):
+            width, (positions, tensors) = packed[i].shape[1], groups[i]
+            # of every rank one piece for each group
+            rows = torch.cat([piece.view(-1, width) for piece in pieces[number :: len(own)]])
+            result[i] = in_order(rows, positions, tensors)
+        return result
+
+    def broadcast(self, action: str, tensors: Sequence[Tensor], *, source: int = 0) -> None:
+        """Overwrite tensors with those of one rank, bucket by bucket.
+
+        Args:
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks.
+            source: that rank.
+        """
+        self._meet_with_layout(action, tensors)
+        self._send(action, tensors, source)
+
+    def broadcast_result(
+        self, action: str, source: int, compute: Callable[[], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Compute tensors on one rank, and send them to all; if it fails, all do.
+
+        Args:
+            action: what it is for.
+            source: the rank that computes.
+            compute: function that returns the tensors.
+
+        Returns:
+            The tensors.
+        """
+        with self._reporting(action):
+            own = [x.detach().contiguous() for x in compute()] if self.rank == source else []
+            # the type of the device alone: each rank has a GPU of its own
+            layout = [[str(x.dtype).removeprefix("torch."), x.device.type, *x.shape] for x in own]
+            found = self.all_gather_object(action, layout)[source]
+        if self.rank != source:
+            own = [
+                torch.empty(shape, dtype=getattr(torch, dtype), device=device)
+                for dtype, device, *shape in found
+            ]
+        self._send(action, own, source)
+        return own
+
+    def _send(self, action: str, tensors: Sequence[Tensor], source: int) -> None:
+        """Overwrite tensors with those of one rank, for which all have met."""
+        for bucket in buckets(tensors, BUCKET_BYTES):
+            flat = flatten(tensors, bucket, self._group)
+            n_bytes = flat.nbytes if self.rank == source else 0
+            call = partial(torch.distributed.broadcast, flat, self._members[source])
+            self._run(action, n_bytes, call)
             with torch.no_grad():
-                for i, part in zip(bucket, _split(flat, tensors, bucket), strict=True):
+                for i, part in zip(bucket, split(flat, tensors, bucket), strict=True):
                     tensors[i].copy_(part.view(tensors[i].shape))
 
     def _run(self, action: str, n_bytes: float, call: Callable[..., Any]) -> None:
@@ -215,9 +365,8 @@ class ProcessGroupCommunicator(Communicator):
 
     def _meet_with_layout(self, action: str, tensors: Sequence[Tensor]) -> None:
         """Meet all ranks and check that their tensors have the same shapes and types."""
-        self._assert_same_layout(
-            action, self.all_gather_object(action, [[str(x.dtype), *x.shape] for x in tensors])
-        )
+        layout = _digest([[str(x.dtype), *x.shape] for x in tensors])
+        self._assert_same_layout(action, self.all_gather_object(action, layout))
 
     def _assert_same_layout(self, action: str, layouts: Sequence[Any]) -> None:
         others = [rank for rank in range(self.size) if layouts[rank] != layouts[0]]
@@ -241,57 +390,3 @@ def _without_addresses(value: Any) -> str:
 def _digest(value: Any) -> str:
     # Eight bytes keep messages short; half would let one pair in 2^32 agree by chance.
     return hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
-
-
-def _pack(tensors: Sequence[Tensor]) -> Tensor:
-    """Pack tensors (samples, ...) of any types into rows of bytes, (samples, bytes)."""
-    device = tensors[-1].device
-    rows = [x.detach().to(device).reshape(len(x), x.shape[1:].numel()) for x in tensors]
-    return torch.cat([x.contiguous().view(torch.uint8) for x in rows], 1)
-
-
-def _unpack(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Recover packed tensors, of the types and shapes of `like`, for any number of rows."""
-    widths = [x.shape[1:].numel() * x.element_size() for x in like]
-    parts = torch.split(rows, widths, 1)
-    return [
-        # A clone, since the bytes of a view needn't be aligned for the type.
-        part.clone(memory_format=torch.contiguous_format)
-        .view(x.dtype)
-        .view(len(rows), *x.shape[1:])
-        for part, x in zip(parts, like, strict=True)
-    ]
-
-
-def _flatten(tensors: Sequence[Tensor], bucket: Sequence[int], group: Any) -> Tensor:
-    """Concatenate the tensors of a bucket on the device that the group's backend sends from."""
-    return _on_backend_device(torch.cat([tensors[i].detach().reshape(-1) for i in bucket]), group)
-
-
-def _on_backend_device(flat: Tensor, group: Any) -> Tensor:
-    """Move a tensor to where the group's backend can send it from: NCCL sends from GPUs only."""
-    if flat.device.type == "cpu" and torch.distributed.get_backend(group) == "nccl":
-        return flat.to(f"cuda:{torch.cuda.current_device()}")
-    return flat
-
-
-def _split(flat: Tensor, tensors: Sequence[Tensor], bucket: Sequence[int]) -> Sequence[Tensor]:
-    """Split what `_flatten` has joined."""
-    return torch.split(flat, [tensors[i].numel() for i in bucket])
-
-
-def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Group the numbers of tensors that are sent together: small ones of one type and device."""
-    buckets: list[list[int]] = []
-    open_buckets: dict[Any, list[int]] = {}
-    n_bytes: dict[Any, int] = {}
-    for i, x in enumerate(tensors):
-        if not x.numel():  # nothing to send
-            continue
-        key = (x.dtype, x.device)
-        if key not in open_buckets or n_bytes[key] + x.nbytes > BUCKET_BYTES:
-            open_buckets[key], n_bytes[key] = [], 0
-            buckets.append(open_buckets[key])
-        open_buckets[key].append(i)
-        n_bytes[key] += x.nbytes
-    return buckets

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +98,15 @@ class Communicator:
         """
         return [value]
 
+    def all_gather_result(self, action: str, compute: Callable[[], Any]) -> list[Any]:
+        """Compute a value on every rank, and gather the values; if one rank fails, all do.
+
+        Args:
+            action: what it is for.
+            compute: function that returns a value as of `all_gather_object`.
+        """
+        return [compute()]
+
     @contextmanager
     def fail_together(self, action: str) -> Iterator[None]:
         """Run a block whose failure on one rank raises an error on all, with the failing rank's number."""
@@ -171,15 +180,71 @@ class Communicator:
         """
         return list(tensors)
 
+    def reduce(
+        self,
+        action: str,
+        tensors: Sequence[Tensor],
+        destinations: Sequence[int],
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> list[Tensor | None]:
+        """Sum tensors over all ranks, each for one rank alone.
+
+        Args:
+            action: what it is for.
+            tensors: tensors of the same shapes on all ranks; they stay as they are.
+            destinations: for each tensor, the rank that gets the sum.
+            dtype: floating-point type in which the ranks' numbers are sent; None for that of the tensors, in which they
+                are summed in any case.
+
+        Returns:
+            For each tensor, the sum where this rank gets it, else None.
+        """
+        return list(tensors)
+
+    def gather(
+        self,
+        action: str,
+        groups: Sequence[tuple[Tensor, Sequence[Tensor]]],
+        destinations: Sequence[int],
+    ) -> list[list[Tensor] | None]:
+        """Gather samples that are spread over the ranks, each group on one rank alone.
+
+        Args:
+            action: what it is for.
+            groups: as of `all_gather`.
+            destinations: for each group, the rank that gets all of its samples.
+
+        Returns:
+            For each group, as of `all_gather` where this rank gets it, else None.
+        """
+        return [list(tensors) for _, tensors in groups]
+
+    def broadcast_result(
+        self, action: str, source: int, compute: Callable[[], Sequence[Tensor]]
+    ) -> list[Tensor]:
+        """Compute tensors on one rank, and send them to all.
+
+        Args:
+            action: what it is for.
+            source: the rank that computes.
+            compute: function that returns the tensors; it is called on that rank alone.
+
+        Returns:
+            The tensors.
+        """
+        return list(compute())
+
     def local_slice(self, total: int) -> slice:
         """Return this rank's part of samples that every rank has."""
         # Rounded ends, not a rounded length: the parts cover everything and differ by one sample at most.
         return slice(self.rank * total // self.size, (self.rank + 1) * total // self.size)
 
-    def broadcast(self, action: str, tensors: Sequence[Tensor]) -> None:
-        """Overwrite tensors with those of rank 0.
+    def broadcast(self, action: str, tensors: Sequence[Tensor], *, source: int = 0) -> None:
+        """Overwrite tensors with those of one rank.
 
         Args:
             action: what it is for.
             tensors: tensors of the same shapes on all ranks.
+            source: that rank.
         """

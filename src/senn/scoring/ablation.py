@@ -49,17 +49,22 @@ def ablated(pool: CandidatePool, added: Sequence[ParameterEntries]) -> Iterator[
 
 def _hand_over(pool: CandidatePool, linear_map: LinearMap, positions: Tensor) -> None:
     """Let the other columns of a map take over what they predict of the columns at some positions of its inputs."""
-    gains = pool.layer_gains[linear_map.name]
+    name, existing = linear_map.name, pool.columns[linear_map.name].existing
     kernel = torch.arange(linear_map.kernel_numel)
     gone = (positions[:, None] * linear_map.kernel_numel + kernel).flatten()
-    is_kept = torch.ones(gains.existing, dtype=torch.bool)
+    is_kept = torch.ones(existing, dtype=torch.bool)
     is_kept[gone] = False
     weight = weight_of(pool.model, linear_map).double()
     change = torch.zeros_like(weight)
-    change[:, is_kept] = weight[:, gone] @ compensation(gains.inverse.dense, gone)
+    (coefficients,) = pool.owners.share(
+        "measure what came of it",
+        name,
+        lambda: [compensation(pool.layer_gains[name].inverse.dense, gone)],
+    )
+    change[:, is_kept] = weight[:, gone] @ coefficients
     tensor = get_tensor(pool.model, linear_map.weight)
     outputs = torch.arange(tensor.shape[linear_map.out_dim])
-    size = gains.existing - (linear_map.bias is not None)
+    size = existing - (linear_map.bias is not None)
     tensor.data.add_(like_weight(change[:, :size], linear_map, tensor.shape, outputs).to(tensor))
     if linear_map.bias is not None and not linear_map.transposed:
         bias = get_tensor(pool.model, linear_map.bias)

@@ -7,6 +7,7 @@ factors, S^-1 C (A_pp - A_pc A^-1 A_cp)^-1 for all new columns of a map together
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn.candidates.new_layers import ConvolutionalLayer, IdentityLayer
-from senn.candidates.sampling import BATCH_NORMS
+from senn.candidates.new_layers import IdentityLayer
 from senn.graph import LinearMap, get_tensor
-from senn.kfac.factors import DAMPING, FactorInverse, WoodburyInverse, cholesky, solve
-from senn.kfac.per_sample import PerSampleFactors
-from senn.kfac.whitening import whiten_weights
 from senn.nn import Rational
-from senn.scoring.gains import LayerGains
+from senn.scoring.account_steps import copy_steps, layer_steps, unit_steps
 from senn.scoring.pool import CandidatePool
 from senn.surgery import Append, Insert, Receipt
 from senn.surgery.moves import place_of
 from senn.surgery.reindex import NewPositions
+
+ACTION = "send the new weights"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -91,45 +90,6 @@ def birth_steps(pool: CandidatePool, receipt: Receipt) -> list[BirthStep]:
     return [*_of_units(pool, receipt, names), *_of_inserted(pool, receipt, names)]
 
 
-def joint_step(
-    gains: LayerGains, columns: Tensor, output_basis: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Natural step of columns that are added together, whatever was accepted before.
-
-    Its direction is fitted on one fold, and so is its length, by the exact curvature along what the columns add to the
-    outputs; it is K-FAC's own at most.
-
-    Args:
-        gains: gains of the map's columns.
-        columns: (p,) numbers of candidate columns.
-        output_basis: (m, r) orthonormal basis of the outputs that can change; None for all of them.
-
-    Returns:
-        (m, p), to be subtracted from the columns' weights, which are zero, and the same whitened, L^T d.
-    """
-    before = gains.clone()
-    before.fit = gains.first_fit
-    group = columns[None]
-    white, slope = before.fitted_step(group, output_basis)
-    flat, length = before.with_length(white, slope, group)
-    return flat * length, white[0] * length
-
-
-def prediction(gains: LayerGains, columns: Tensor) -> Tensor:
-    """What a map's existing columns predict of candidate columns (p,) on the fitting fold, A^-1 A_cp, (c, p)."""
-    c, fit = gains.existing, gains.folds[0]
-    if isinstance(gains.inverse, WoodburyInverse):
-        assert isinstance(fit.samples, PerSampleFactors)
-        rows = fit.samples.a.double()
-        old, new = rows[:, :c], rows[:, c:][:, columns]
-        return WoodburyInverse(old).solve(old.mT @ new / len(rows))
-    A = fit.complete.A
-    # where A_cc is known, A holds the candidates' columns alone: count from the end
-    side = A[:c, A.shape[1] - len(gains.damping) :][:, columns]
-    inverse = gains.inverse if gains.is_shared else FactorInverse(cholesky(A[:c, :c], DAMPING))
-    return inverse.solve(side)
-
-
 def _of_units(pool: CandidatePool, receipt: Receipt, names: Mapping[int, str]) -> list[BirthStep]:
     """Steps of the columns that read new units, map by map."""
     by_map: dict[str, list[tuple[str, NewPositions]]] = {}
@@ -157,7 +117,7 @@ def _of_map(
     new in these alone, which is what the score has counted. Without it a step runs into the curvature of what all units
     have in common, such as their means, and a quarter of the decrease is left.
     """
-    gains, layout = pool.layer_gains[linear_map.name], pool.columns[linear_map.name]
+    layout = pool.columns[linear_map.name]
     columns = {
         group: layout.groups[group][pool.grown[group]] for group in dict.fromkeys(dict(read))
     }
@@ -172,10 +132,10 @@ def _of_map(
     found: list[BirthStep] = []
     if free:
         own = torch.cat([columns[group].flatten() for group in free])
-        step, _ = joint_step(gains, own)
+        compute = functools.partial(unit_steps, pool, linear_map.name, own)
+        step, taken = pool.owners.share(ACTION, linear_map.name, compute)
         sizes = [columns[group].numel() for group in free]
         steps |= zip(free, torch.split(step, sizes, 1), strict=True)
-        taken = -step @ prediction(gains, own).mT
         found += _of_existing(pool.model, linear_map, read[0][1], taken, names)
     for group, step in steps.items():
         places = [one for of, one in read if of == group]
@@ -310,28 +270,19 @@ def _of_layer(
     pool: CandidatePool, point: str, modules: tuple[nn.Module, ...]
 ) -> list[tuple[Tensor, Tensor]]:
     """Steps of what makes an inserted layer count: V of a residual one, the activation of an identity insertion."""
-    number, units = pool.insertions.units[point]
-    layer = pool.candidate_set.layers[point][number]
-    gains, by_layer = pool.insertions.scored_columns(point)
-    columns = by_layer[number]
+    layer = pool.candidate_set.layers[point][pool.insertions.units[point][0]]
+    found = pool.owners.share(ACTION, point, functools.partial(layer_steps, pool, point))
     if isinstance(layer, IdentityLayer):
-        through = pool.insertions.through(point, layer)
-        values = gains.first_fit.newton_step(columns.flatten(), through)
+        (values,) = found
         activation = modules[1]
         if isinstance(activation, Rational):
             c, v = values.view(-1, 2).unbind(1)
             return [(activation.c, c), (activation.v, v)]
         return [(activation.get_parameter("weight"), values)]
-    own = columns[units].flatten()
-    if isinstance(layer, ConvolutionalLayer):  # its outputs are the stream itself
-        step, _ = joint_step(gains, own)
-    else:
-        _, white = joint_step(gains, own, pool.insertions.output_basis(point))
-        # V reaches the outputs as W V: least squares in their metric.
-        step = _least_squares(pool.insertions.whitened_weight(point), white)
+    step, taken = found
     last = list(modules[0].modules())[-1].get_parameter("weight")
     linear = list(pool.model.get_submodule(point).children())[-1]
-    return [(last, step), *_behind_layer(linear, -step @ prediction(gains, own).mT)]
+    return [(last, step), *_behind_layer(linear, taken)]
 
 
 def _behind_layer(linear: nn.Module, taken: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -359,25 +310,13 @@ def _behind_layer(linear: nn.Module, taken: Tensor) -> list[tuple[Tensor, Tensor
 def _of_copy(pool: CandidatePool, move: Append, added: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Steps of the output weights of a copy of a block, and of output biases, which take back their mean effect."""
     found: list[tuple[Tensor, Tensor]] = []
-    for name, gains in pool.stream.gains_of(move.block).items():
+    for name in pool.stream.outputs[move.block]:
         module = added.get_submodule(name)
-        weight = module.get_parameter("weight")
-        columns = torch.arange(len(gains.damping))
-        if isinstance(module, BATCH_NORMS):
-            each = torch.eye(len(weight), dtype=torch.float64)
-            through = whiten_weights(gains.whitener, each)
-            found.append((weight, gains.first_fit.newton_step(columns, through)))
-            continue
-        step, _ = joint_step(gains, columns)
-        found.append((weight, step))
+        compute = functools.partial(copy_steps, pool, move.block, name, module)
+        source = pool.owners.blocks[move.block]
+        steps = pool.owners.communicator.broadcast_result(ACTION, source, compute)
+        found.append((module.get_parameter("weight"), steps[0]))
         bias = getattr(module, "bias", None)
-        if bias is not None and not bias.any():
-            found.append((bias, -step @ prediction(gains, columns)[0]))
+        if len(steps) > 1 and bias is not None and not bias.any():
+            found.append((bias, steps[1]))
     return found
-
-
-def _least_squares(through: Tensor, white: Tensor) -> Tensor:
-    """Solve W V = D for V (in, p) by the smaller of the two normal equations, damped; W (m, in), D (m, p)."""
-    if len(through) <= through.shape[1]:
-        return through.mT @ solve(cholesky(through @ through.mT, DAMPING), white)
-    return solve(cholesky(through.mT @ through, DAMPING), through.mT @ white)

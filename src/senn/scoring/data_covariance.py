@@ -70,25 +70,31 @@ class DataCovariances:
         ):
             self._in_use[name] = past.factor
 
-    def remember(self, name: str, factor: Tensor, *, rows: float, existing: int) -> None:
-        """Keep a covariance for later sessions if there is none of as many rows, or note that it is outgrown.
+    def update(
+        self, name: str, factor: Tensor, *, rows: float, existing: int
+    ) -> DataCovariance | None:
+        """Make what to keep for later sessions: a covariance of more rows, or a note that the known one is outgrown.
 
         Args:
             name: name of the linear map; one that doesn't read the data itself is left out.
             factor: lower Cholesky factor of this session's covariance, (c, c).
             rows: number of rows that it is a mean over.
             existing: c, the number of the map's columns.
+
+        Returns:
+            None where all stays as it is.
         """
         if name not in self._reads_data:
-            return
+            return None
         old = self.known.get(name)
         if name in self._in_use and old is not None:
             # `factor` is the old one: it can only be noted that there were enough rows for a better one
-            self.known[name] = replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
+            return replace(old, outgrown=old.outgrown or rows >= 2 * old.rows)
         # With fewer rows than columns it would be singular; with twice the rows its error is 30 %
         # smaller, which is worth a new factorization.
-        elif (old is None and rows > existing) or (old is not None and rows >= 2 * old.rows):
-            self.known[name] = DataCovariance(factor=factor, rows=rows)
+        if (old is None and rows > existing) or (old is not None and rows >= 2 * old.rows):
+            return DataCovariance(factor=factor, rows=rows)
+        return None
 
     def snapshot(self) -> CovarianceSnapshot:
         """State for `restore`."""

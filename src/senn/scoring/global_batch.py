@@ -1,4 +1,4 @@
-"""One batch of all ranks, and the statistics of all ranks together."""
+"""One batch of all ranks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from senn import pytree
 from senn.collectives import BatchShare, Communicator
 from senn.errors import SennError
-from senn.kfac.folds import Fold, LocalSlice
+from senn.kfac.folds import LocalSlice
 from senn.kfac.layer_statistics import LocationCount
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.pseudo_grad import Among
@@ -323,45 +323,3 @@ def gather_samples(
     cut = [tensor[own] for tensor in pytree.tensor_leaves(tree) if is_cut(tensor)]
     found = iter(communicator.all_gather("share samples", [(positions, cut)])[0])
     return pytree.map_leaves(lambda tensor: next(found) if is_cut(tensor) else tensor, tree)
-
-
-def join_folds(communicator: Communicator, folds: Mapping[Key, Fold]) -> dict[Key, Fold]:
-    """Add the folds of all ranks: sums of their factors, and all samples that they keep, in order.
-
-    Args:
-        communicator: the processes.
-        folds: this rank's folds, by the same keys on all ranks.
-    """
-    if communicator.is_single or not folds:
-        return dict(folds)
-    factors = [fold.factors for fold in folds.values()]
-    by_rank = communicator.all_gather_object(
-        "sum the moments", [[one.rows, one.samples, one.n_rows_read] for one in factors]
-    )
-    numbers = [
-        [sum(column) for column in zip(*one, strict=True)] for one in zip(*by_rank, strict=True)
-    ]
-    own = [x for one in factors for x in (one.input_cov, one.cross_cov, one.grad_cov)]
-    sums = iter(communicator.all_reduce("sum the moments", own))
-    groups = [(_positions(fold), fold.samples.tensors) for fold in folds.values()]
-    # Exact curvatures need single samples, which are few: they are sent as they are.
-    samples = communicator.all_gather("gather the kept samples", groups)
-    found: dict[Key, Fold] = {}
-    for (key, fold), kept, (rows, count, read) in zip(folds.items(), samples, numbers, strict=True):
-        # Sums of outer products add; means are taken from the total.
-        total = replace(
-            fold.factors,
-            rows=rows,
-            samples=count,
-            n_rows_read=read,
-            input_cov=next(sums),
-            cross_cov=next(sums),
-            grad_cov=next(sums),
-        )
-        found[key] = Fold(factors=total, samples=fold.samples.of(kept), locations=fold.locations)
-    return found
-
-
-def _positions(fold: Fold) -> Tensor:
-    assert fold.positions is not None
-    return fold.positions

@@ -12,11 +12,11 @@ from senn.graph import get_linear
 from senn.kfac.factors import DENSE_OUTPUTS, gram
 from senn.kfac.whitening import whiten_weights
 from senn.policies import Budget
+from senn.scoring.accounts import Accounts
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
 from senn.scoring.greedy import Consumer, best_choices, scored_choices
-from senn.scoring.stream import StreamCandidates
 from senn.surgery import Move
 
 
@@ -26,9 +26,8 @@ class Insertions:
     Args:
         model: the model as it is.
         layers: candidate layers by insertion point.
-        layer_gains: gains of each linear map's columns.
+        accounts: what is known of each linear map.
         columns: layout of each linear map's columns.
-        stream: candidates that would be added to a residual stream.
         budget: limits of the network's size.
 
     Attributes:
@@ -41,13 +40,12 @@ class Insertions:
         *,
         model: nn.Module,
         layers: Mapping[str, Sequence[Layer]],
-        layer_gains: Mapping[str, LayerGains],
+        accounts: Accounts,
         columns: Mapping[str, ColumnLayout],
-        stream: StreamCandidates,
         budget: Budget,
     ) -> None:
         self.model, self.layers, self.budget = model, layers, budget
-        self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
+        self.layer_gains, self.stream, self.columns = accounts.layer_gains, accounts.stream, columns
         self.units: dict[str, tuple[int, list[int]]] = {}
         self.weights: dict[str, Tensor] = {}
 
@@ -84,9 +82,9 @@ class Insertions:
         self.units.setdefault(point, (number, []))[1].extend(units)
         # As it is now: surgery exchanges the data of the map, and puts the layer before it.
         self.weights[point] = get_linear(self.model, point).weight.detach()
-        if isinstance(
-            self.layers[point][number], IdentityLayer
-        ):  # all of it at once: nothing is left to score
+        # Of an identity insertion all units come at once, so nothing is left to score.
+        is_whole = isinstance(self.layers[point][number], IdentityLayer)
+        if is_whole or point not in self.layer_gains:
             return
         layer_gains, columns = self.scored_columns(point)
         for unit in units:

@@ -6,12 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from senn.collectives import Communicator
 from senn.kfac.folds import Fold
 from senn.scoring.gains import LayerGains
 
 
 def joint_score(
-    layer_gains: Mapping[str, LayerGains], folds: Sequence[Mapping[str, Fold]], score_limit: float
+    communicator: Communicator,
+    layer_gains: Mapping[str, LayerGains],
+    folds: Sequence[Mapping[str, Fold]],
+    *,
+    slope: float,
+    score_limit: float,
 ) -> float:
     """Lower bound of the network's eta that takes its maps together, and so stays below lambda.
 
@@ -20,23 +26,31 @@ def joint_score(
     (g^T d)^2 / d^T F d <= g^T F^-1 g (Cauchy-Schwarz).
 
     Args:
-        layer_gains: gains of each linear map.
+        communicator: the processes.
+        layer_gains: gains of each linear map that this rank owns.
         folds: the two folds of samples, each by linear map.
+        slope: g^T d, the sum of eta over all maps, since d = F_KFAC^-1 g.
         score_limit: lambda.
 
     Returns:
         eta, 0 if no map has a gradient.
     """
-    slope = sum(gains.eta for gains in layer_gains.values())  # g^T d, since d = F_KFAC^-1 g
     squares = weight = 0.0
     for fold in folds:
         effects = [
             fold[name].samples.of_existing(gains.step) for name, gains in layer_gains.items()
         ]
         # maps keep different numbers of samples, always the first ones: sum over those that all of them keep
-        kept = min(map(len, effects))
-        effect = torch.stack([one[:kept] for one in effects]).sum(0)
+        own = min(map(len, effects), default=None)
+        lengths = communicator.all_gather_object("score the network", own)
+        kept = min(length for length in lengths if length is not None)
+        total = torch.zeros(kept, dtype=torch.float64)
+        if effects:
+            total = torch.stack([one[:kept] for one in effects]).sum(0)
+        (effect,) = communicator.all_reduce("score the network", [total])
         squares += float(effect.square().sum())
-        weight += fold[next(iter(layer_gains))].samples.first(kept).total
+        # the same samples at every map, so any of them says their weight
+        weights = [one.samples.first(kept).total for one in fold.values()][:1]
+        weight += max(communicator.all_gather_object("score the network", sum(weights)))
     curvature = squares / max(weight, 1e-300)
     return min(slope**2 / max(curvature, 1e-300), score_limit) if slope > 0 else 0.0

@@ -6,6 +6,7 @@ them, layers are virtual columns of the map before which they would go, pruning 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -15,16 +16,15 @@ from torch import Tensor, nn
 from senn.candidates.candidate_set import CandidateSet
 from senn.graph import ChannelGroup, DependencyGraph, LinearMap
 from senn.policies import Budget, Candidate, CandidateKey
+from senn.scoring.accounts import Accounts
 from senn.scoring.changes import Change, Prices, ScoredCandidate
 from senn.scoring.column_layout import ColumnLayout
-from senn.scoring.gains import LayerGains
 from senn.scoring.global_batch import Samples
 from senn.scoring.greedy import Consumer, best_choices, scored_choices
 from senn.scoring.insertions import Insertions
+from senn.scoring.owners import exchange_scores
 from senn.scoring.planned_size import PlannedSize, select
-from senn.scoring.pruning_costs import PruningCosts
 from senn.scoring.removals import Removals
-from senn.scoring.stream import StreamCandidates
 from senn.surgery import Move, parameters_per_unit
 
 
@@ -36,10 +36,8 @@ class CandidatePool:
         graph: what in it can change.
         maps: the linear maps that are read, by name.
         candidate_set: the candidates that were sampled.
-        layer_gains: gains of each linear map's columns.
-        pruning_costs: costs of each linear map's columns; none offers no pruning.
+        accounts: what is known of each linear map, and which rank knows it.
         columns: layout of each linear map's columns.
-        stream: candidates that would be added to a residual stream.
         prices: what gains are compared with; their `eta` is the network's before anything is accepted.
         budget: limits of the network's size.
         sample: gives one sample, on which operations are counted.
@@ -57,17 +55,16 @@ class CandidatePool:
         graph: DependencyGraph,
         maps: Mapping[str, LinearMap],
         candidate_set: CandidateSet,
-        layer_gains: Mapping[str, LayerGains],
-        pruning_costs: Mapping[str, PruningCosts],
+        accounts: Accounts,
         columns: Mapping[str, ColumnLayout],
-        stream: StreamCandidates,
         prices: Prices,
         budget: Budget,
         sample: Callable[[], Samples],
         counts_flops: bool = False,
     ) -> None:
         self.model, self.graph, self.maps, self.candidate_set = model, graph, maps, candidate_set
-        self.layer_gains, self.columns, self.stream = layer_gains, columns, stream
+        self.owners, self.eta_by_map = accounts.owners, accounts.eta_by_map
+        self.layer_gains, self.stream, self.columns = accounts.layer_gains, accounts.stream, columns
         self.prices, self.budget = prices, budget
         budget.check_places(_places(graph))
         self.size = PlannedSize(
@@ -83,20 +80,20 @@ class CandidatePool:
         self.repeated: list[str] = []
         self.accepted: list[Candidate] = []
         self.removals = Removals(
-            graph=graph, maps=maps, costs=pruning_costs, per_unit=self.per_unit, budget=budget
+            graph=graph, maps=maps, accounts=accounts, per_unit=self.per_unit, budget=budget
         )
         self.insertions = Insertions(
             model=model,
             layers=candidate_set.layers,
-            layer_gains=layer_gains,
+            accounts=accounts,
             columns=columns,
-            stream=stream,
             budget=budget,
         )
         self._offered: dict[CandidateKey, ScoredCandidate] = {}
         # Figures of a place stand until something that shares a linear map with it is accepted
         self._scored_groups: dict[str, list[ScoredCandidate]] = {}
         self._scored_points: dict[str, list[ScoredCandidate]] = {}
+        self._scored_blocks: dict[str, list[ScoredCandidate]] = {}
 
     @property
     def eta(self) -> float:
@@ -108,17 +105,13 @@ class CandidatePool:
         if self.repeated:
             # The copy is one of the block as it is now, so nothing else may change in this round.
             return []
-        for group in self.graph.groups:
-            if group.name not in self._scored_groups:
-                self._scored_groups[group.name] = [*self._widen(group), *self._remove(group)]
-        for point in self.candidate_set.layers:
-            if point not in self._scored_points:
-                self._scored_points[point] = self._insert(point)
+        self._score()
         found: list[ScoredCandidate] = []
         for scored in (*self._scored_groups.values(), *self._scored_points.values()):
             found += scored
         if not self.accepted:
-            found += [self._repeat(block) for block in self.stream.repeats]
+            for scored in self._scored_blocks.values():
+                found += scored
         allowed = [one for one in found if self.size.allows(one.candidate, self.accepted)]
         offered: list[Candidate] = []
         self._offered = {}
@@ -139,7 +132,7 @@ class CandidatePool:
         elif candidate.kind == "widen":
             self.grown.setdefault(place, []).extend(scored.units)
             for name, columns in self._readers(place):
-                for unit in scored.units:
+                for unit in scored.units if name in self.layer_gains else ():
                     self.layer_gains[name].eliminate(columns[unit])
         elif scored.layer is None:
             self.repeated.append(place)
@@ -167,6 +160,27 @@ class CandidatePool:
         moves += self.insertions.to_moves()
         moves += [self.candidate_set.repeats[block] for block in self.repeated]
         return moves
+
+    def _score(self) -> None:
+        """Score every place of which nothing is known, on the rank that has its account, and tell all others."""
+        groups = [one for one in self.graph.groups if one.name not in self._scored_groups]
+        points = [one for one in self.candidate_set.layers if one not in self._scored_points]
+        blocks = [one for one in self.stream.outputs if one not in self._scored_blocks]
+        if not (groups or points or blocks):
+            return
+        scored = exchange_scores(
+            self.owners,
+            {group.name: functools.partial(self._widen, group) for group in groups},
+            {point: functools.partial(self._insert, point) for point in points},
+            {block: functools.partial(self._repeat, block) for block in blocks},
+        )
+        removals = self.removals.candidates(
+            [one for one in groups if self._may_shrink(one)], self.prices
+        )
+        for group in groups:
+            self._scored_groups[group.name] = scored[0][group.name] + removals.get(group.name, [])
+        self._scored_points |= {point: scored[1][point] for point in points}
+        self._scored_blocks |= {block: scored[2][block] for block in blocks}
 
     def _forget_point(self, point: str) -> None:
         """Score anew whatever shares the linear map after an insertion point."""
@@ -202,7 +216,8 @@ class CandidatePool:
         # A group either grows or shrinks in a round, and layers before its readers were scored
         # on the width that it has.
         has_layer = any(name in self.insertions.units for name, _ in readers)
-        if not readers or has_layer or group.name in self.removals.units:
+        is_own = readers and readers[0][0] in self.layer_gains
+        if not is_own or has_layer or group.name in self.removals.units:
             return []
         accepted = self.grown.get(group.name, [])
         width = group.width + len(accepted)
@@ -221,25 +236,27 @@ class CandidatePool:
         choices = best_choices(consumers, units, accepted)
         return scored_choices(change, choices, self.prices)
 
-    def _remove(self, group: ChannelGroup) -> list[ScoredCandidate]:
-        """The next units to remove from a group, unless something was added there in this round."""
+    def _may_shrink(self, group: ChannelGroup) -> bool:
+        """True if nothing was added at a group or before the maps that read it in this round."""
         readers = group.dims_of("consumer")
         has_layer = any(coupled.map in self.insertions.units for coupled in readers)
-        if has_layer or group.name in self.grown:
-            return []
-        return self.removals.candidates(group, self.prices)
+        return not has_layer and group.name not in self.grown
 
     # -- depth
 
     def _insert(self, point: str) -> list[ScoredCandidate]:
         """Score the next units of layers before a map, unless units that it reads came or went in this round."""
         groups = self.columns[point].groups
+        if point not in self.layer_gains:
+            return []
         if any(name in self.grown or name in self.removals.units for name in groups):
             return []
         return self.insertions.candidates(point, self.prices)
 
-    def _repeat(self, block: str) -> ScoredCandidate:
+    def _repeat(self, block: str) -> list[ScoredCandidate]:
         """Score a function-preserving copy of a residual block after it."""
+        if not self.owners.owns_block(block):
+            return []
         # The copy computes zero: its output parameters are, and become live.
         copy = self.candidate_set.repeats[block].copy
         parameters = sum(p.numel() for p in copy.parameters())
@@ -251,7 +268,7 @@ class CandidatePool:
             width=1,
             parameters=parameters,
         )
-        return ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())
+        return [ScoredCandidate(change.scored(self.stream.gains(block, copy), self.prices), ())]
 
 
 def _places(graph: DependencyGraph) -> list[str]:

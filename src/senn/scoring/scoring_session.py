@@ -17,16 +17,15 @@ from senn.candidates.recorded_samples import SCALE_SAMPLES
 from senn.candidates.sampling import sample_candidates
 from senn.collectives import Communicator
 from senn.errors import SennError
-from senn.graph import DependencyGraph, LinearMap
+from senn.graph import DependencyGraph, LinearMap, get_tensor
 from senn.kfac.batch_layout import BatchLayout
 from senn.kfac.capture import labels
-from senn.kfac.factors import FactorInverse
-from senn.kfac.folds import Fold
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.recorder import forward
 from senn.policies import Budget, Policy
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
+from senn.scoring.accounts import Accounts
 from senn.scoring.batch_recorder import BatchRecorder
 from senn.scoring.batch_statistics import (
     BatchPart,
@@ -43,15 +42,14 @@ from senn.scoring.changes import Prices
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
 from senn.scoring.data_covariance import DataCovariance, DataCovariances
 from senn.scoring.dormant_copy import DormantCopy, digest
-from senn.scoring.gains import LayerGains
-from senn.scoring.global_batch import GlobalBatch, Samples, join_folds
+from senn.scoring.global_batch import GlobalBatch, Samples
 from senn.scoring.loss_checks import calibrated, check_loss
-from senn.scoring.network_score import joint_score
+from senn.scoring.owners import Owners
 from senn.scoring.pool import CandidatePool
-from senn.scoring.pruning_costs import PruningCosts, weight_of
+from senn.scoring.pruning_costs import weight_of
 from senn.scoring.rank_checks import agree_on_model
 from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
-from senn.scoring.stream import StreamCandidates, StreamKey
+from senn.scoring.stream import StreamKey
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics, to 3 %."""
@@ -213,46 +211,28 @@ class ScoringSession:
                 "a loss that couples samples needs two batches a round at least, one to fit steps on and one to value "
                 "them on"
             )
-        fits = join_folds(self.communicator, self._fit.maps)
-        held_outs = join_folds(self.communicator, self._held_out.maps)
-        streams = [
-            join_folds(self.communicator, fold.streams) for fold in (self._fit, self._held_out)
-        ]
-        # Only units that a scored map reads can be priced: a removal costs what its consumers lose.
-        consumers = {
-            coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")
-        }
-        layer_gains, pruning_costs = {}, {}
-        for name, label in self._labels():
-            gains = self._layer_gains(label, fits[label], held_outs[label])
-            layer_gains[label] = gains
-            linear_map = self.maps[name]
-            # A group of a convolution reads some channels only, and a transposed one writes patches:
-            # neither has one column for each channel.
-            is_plain = linear_map.groups == 1 and not linear_map.transposed
-            if "prune" in self.moves and name in consumers and is_plain:
-                weights = gains.next_weights(weight_of(self.model, linear_map))
-                # Where the weights are going counts, not where they are: training moves them anyway.
-                pruning_costs[name] = PruningCosts(gains.inverse, weights, gains.locations)
+        accounts = Accounts.build(
+            self._owners(),
+            (self._fit, self._held_out),
+            columns=self._columns,
+            stream_columns=self._stream_columns,
+            covariances=self._covariances,
+            weights=self._priced_weights(),
+        )
         score_limit = self._score_limit_sum / self.samples
-        if policy is not None and policy.uses_joint_score:
-            eta = joint_score(layer_gains, (fits, held_outs), score_limit)
-        else:
-            eta = sum(gains.eta for gains in layer_gains.values())
+        joint = policy is not None and policy.uses_joint_score
         return CandidatePool(
             model=self.model,
             graph=self.graph,
             maps=self.maps,
             candidate_set=self.candidate_set,
-            layer_gains=layer_gains,
-            pruning_costs=pruning_costs,
+            accounts=accounts,
             columns=self._columns,
-            stream=StreamCandidates.from_folds(self._stream_columns, *streams),
             prices=Prices(
                 samples=samples,
                 loss_per_nat=self.metric.nats(self.loss, self._label_sum / self.samples),
                 dispersion=self.metric.dispersion(self._gradient_square, self._curvature_trace),
-                eta=eta,
+                eta=accounts.eta(score_limit, joint=joint),
                 score_limit=score_limit,
             ),
             budget=budget,
@@ -300,15 +280,33 @@ class ScoringSession:
             for label in labels(name, self._layouts[name].groups)
         ]
 
-    def _layer_gains(self, label: str, fit: Fold, held_out: Fold) -> LayerGains:
-        """Gains of one map; its input covariance is kept for later sessions if it is one of the data."""
-        existing = self._columns[label].existing
-        gains = LayerGains(fit, held_out, existing, self._covariances.factor(label))
-        # A Woodbury inverse has no factor to keep: there were fewer rows than columns.
-        if type(gains.inverse) is FactorInverse:
-            rows = fit.factors.rows + held_out.factors.rows
-            self._covariances.remember(label, gains.inverse.factor, rows=rows, existing=existing)
-        return gains
+    def _owners(self) -> Owners:
+        """Spread the accounts of all maps over the ranks."""
+        outputs = {
+            label: get_tensor(self.model, self.maps[name].weight).shape[self.maps[name].out_dim]
+            for name, label in self._labels()
+        }
+        blocks = dict.fromkeys(key.place for key in self._stream_columns if key.output)
+        return Owners.assign(self.communicator, self._columns, outputs, blocks)
+
+    def _priced_weights(self) -> dict[str, Callable[[], Tensor]]:
+        """Weights of the maps whose columns could be removed.
+
+        Only units that a scored map reads can be priced: a removal costs what its consumers lose. A group of a
+        convolution reads some channels only, and a transposed one writes patches: neither has one column for each
+        channel.
+        """
+        consumers = {
+            coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")
+        }
+        return {
+            name: functools.partial(weight_of, self.model, one)
+            for name, one in self.maps.items()
+            if "prune" in self.moves
+            and name in consumers
+            and one.groups == 1
+            and not one.transposed
+        }
 
     def _forward(self, inputs: Inputs) -> Tensor:
         with torch.no_grad(), preserve_model_state(self.model):

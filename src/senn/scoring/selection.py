@@ -38,7 +38,6 @@ def select_candidates(
     """
     # Figures of the network as it is: accepting changes those of the pool.
     eta, parameters = pool.eta, pool.size.parameters(())
-    eta_by_map = {name: layer_gains.eta for name, layer_gains in pool.layer_gains.items()}
     kinds = {MOVES[move] for move in moves}
     accepted: list[Decision] = []
     # Ranks that differ would grow different models: better to stop here.
@@ -62,7 +61,7 @@ def select_candidates(
         parameters=parameters,
         architecture=tuple(group.width for group in pool.graph.groups),
         eta=eta,
-        eta_by_map=eta_by_map,
+        eta_by_map=dict(pool.eta_by_map),
         score_limit=pool.prices.score_limit,
         accepted=tuple(accepted),
         refused=tuple(sorted(refused, key=lambda one: -one.margin)),

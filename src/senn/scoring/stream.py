@@ -293,10 +293,12 @@ class StreamCandidates:
         layers: by convolution, the gains at its input, and the columns of the layer's units.
         repeats: by block and module with output parameters, a function that makes the gains of what a copy would add
             there. All of its columns are new, so these are large, and they are asked for once.
+        outputs: by block, its modules with output parameters, whichever rank scores it.
     """
 
     layers: dict[str, tuple[LayerGains, list[Tensor]]] = field(default_factory=dict)
     repeats: dict[str, dict[str, Callable[[], LayerGains]]] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
     _known: dict[str, Gains] = field(default_factory=dict)
 
     @classmethod
@@ -309,24 +311,22 @@ class StreamCandidates:
         """Make the gains of all candidates.
 
         Args:
-            columns: layout of each candidate's columns.
-            fit: statistics of the fold on which steps are fitted.
+            columns: layout of each candidate's columns, for those that could be run on both folds.
+            fit: statistics of the fold on which steps are fitted, for those that this rank scores.
             held_out: statistics of the fold on which they are valued.
         """
         found = cls()
         for key, layout in columns.items():
-            if key not in fit or key not in held_out:
-                continue  # it could be run on one of the folds only
+            if key.output:
+                found.outputs.setdefault(key.place, []).append(key.output)
+            if key not in fit:
+                continue
             make = functools.partial(LayerGains, fit[key], held_out[key], layout.existing)
             if key.output:
                 found.repeats.setdefault(key.place, {})[key.output] = make
             else:
                 found.layers[key.place] = make(), layout.layers
         return found
-
-    def gains_of(self, block: str) -> dict[str, LayerGains]:
-        """Make the gains of a copy of a block, by module with output parameters."""
-        return {name: make() for name, make in self.repeats[block].items()}
 
     def gains(self, block: str, copy: nn.Module) -> Gains:
         """Gains of a function-preserving copy of a block, summed over its output parameters.
@@ -344,7 +344,8 @@ class StreamCandidates:
 
     def _sum(self, block: str, copy: nn.Module) -> Gains:
         total, variance = Gains(), 0.0
-        for name, layer_gains in self.gains_of(block).items():
+        for name, make in self.repeats[block].items():
+            layer_gains = make()
             columns = torch.arange(len(layer_gains.damping))
             if isinstance(copy.get_submodule(name), BATCH_NORMS):  # each output reads one column
                 # each output is a parameter of its own, M = I

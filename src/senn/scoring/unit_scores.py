@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from senn import html
-from senn.kfac.factors import FactorInverse, KroneckerFactors
+from senn.kfac.factors import FactorInverse
 from senn.scoring.gains import LayerGains
 from senn.scoring.pool import CandidatePool
 
@@ -92,7 +93,7 @@ def score_units(pool: CandidatePool) -> dict[str, PlaceScores]:
     found = {}
     for group, move in pool.candidate_set.widen.items():
         readers = [
-            (name, pool.layer_gains[name], layout.existing, layout.groups[group])
+            (name, layout.existing, layout.groups[group])
             for name, layout in pool.columns.items()
             if group in layout.groups
         ]
@@ -100,14 +101,13 @@ def score_units(pool: CandidatePool) -> dict[str, PlaceScores]:
             continue
         # Gains of the maps that read a unit add: the Fisher matrix is taken block-diagonal.
         total = torch.zeros(5, move.units, dtype=torch.float64)
-        for _, gains, _, columns in readers:
-            total += torch.stack(
-                [
-                    gains.gain(columns),
-                    gains.gain_lower_bound(columns),
-                    *gains.held_out_gain(columns),
-                    _squared_gradient(gains, columns),
-                ]
+        factors = {}
+        for name, existing, columns in readers:
+            compute = functools.partial(_reader_scores, pool, name, columns)
+            scores, A, S, G, locations = pool.owners.share("score the units", name, compute)
+            total += scores
+            factors[name] = ReaderFactors(
+                A=A, S=S, G=G, columns=columns + existing, locations=float(locations)
             )
         found[group] = PlaceScores(
             place=group,
@@ -117,10 +117,7 @@ def score_units(pool: CandidatePool) -> dict[str, PlaceScores]:
             held_out_stderr=total[3],
             gradient_norm=total[4].sqrt(),
             incoming=dict(move.values),
-            readers={
-                name: _factors(gains, existing, columns)
-                for name, gains, existing, columns in readers
-            },
+            readers=factors,
         )
     return found
 
@@ -132,15 +129,21 @@ def _squared_gradient(gains: LayerGains, columns: Tensor) -> Tensor:
     return gains.locations**2 * cross[:, columns].square().sum((0, 2))
 
 
-def _factors(gains: LayerGains, existing: int, columns: Tensor) -> ReaderFactors:
-    """Read the factors of a map over all of its columns."""
-    both: KroneckerFactors = gains.factors
+def _reader_scores(pool: CandidatePool, name: str, columns: Tensor) -> list[Tensor]:
+    """Scores (5, units) of the units that a map reads, and its A, S, G and locations, from its account."""
+    gains = pool.layer_gains[name]
+    scores = [
+        gains.gain(columns),
+        gains.gain_lower_bound(columns),
+        *gains.held_out_gain(columns),
+        _squared_gradient(gains, columns),
+    ]
+    both, existing = gains.factors, gains.existing
     A = both.A
     if len(A) != A.shape[1]:  # the existing block is known from earlier rounds
         assert isinstance(gains.inverse, FactorInverse)
         root = gains.inverse.factor
         side = torch.cat([root @ root.mT, A[:existing].mT.to(root)])
         A = torch.cat([side, A.to(root)], 1)
-    return ReaderFactors(
-        A=A, S=both.S, G=both.G, columns=columns + existing, locations=both.locations
-    )
+    locations = torch.tensor(both.locations, dtype=torch.float64)
+    return [torch.stack(scores), A, both.S, both.G, locations]
