@@ -16,10 +16,11 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapp
 
 from senn import pytree
 from senn.compilation import WatchMode
+from senn.errors import UnsupportedError
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs
 
-__all__ = ["ForwardCount", "count_forward", "forward_flops"]
+__all__ = ["ForwardCount", "count_forward", "forward_flops", "known_flops"]
 
 _aten = torch.ops.aten
 
@@ -122,3 +123,22 @@ def forward_flops(model: nn.Module, inputs: Inputs) -> int:
         24
     """
     return count_forward(model, inputs).flops // max(pytree.count(inputs), 1)
+
+
+def known_flops(model: nn.Module, inputs: Inputs) -> int:
+    """Count as `forward_flops` does, and refuse a model of which that would leave some out.
+
+    Args:
+        model: any module; it is left as it was.
+        inputs: as of `count_forward`.
+
+    Raises:
+        UnsupportedError: the work of some of its operations isn't known.
+    """
+    count = count_forward(model, inputs)
+    if count.unknown:
+        names = ", ".join(count.unknown)
+        raise UnsupportedError(
+            f"the model's operations can't be limited or priced: how much {names} computes isn't known"
+        )
+    return count.flops // max(pytree.count(inputs), 1)

@@ -50,6 +50,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "hysteresis": (1.0, -0.1),
         "retention_factor": (-1.0,),
         "max_places_per_round": (0, 1.5),
+        "unit": ("seconds", None),
     },
     "PaperPolicy": {
         "tau": (0.0, -1),
@@ -59,6 +60,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "Budget": {
         "max_params": (0, 1.5),
+        "max_flops": (0, 1.5),
         "max_width": (0, 1.5, {"0": -1}, {0: 3}),
         "round_to": (0, 1.5, None),
     },
@@ -93,6 +95,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "ascent_steps": (-1, 0.5),
         "max_scoring_samples": (0, None),
         "max_params": (0,),
+        "max_flops": (0,),
         "max_width": (0,),
         "round_to": (0,),
         "moves": ("width", ("hight",)),
@@ -105,6 +108,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "policy": ("paper", PricePolicy),
         "samples": (0, -1, 1.5),
         "max_params": (0, 1.5),
+        "max_flops": (0, 1.5),
         "max_width": (0,),
         "round_to": (0, 1.5, None),
         "moves": ("width", ("hight",), None, 3),

@@ -219,6 +219,7 @@ class TestFit:
             (["--kappa", "-1"], "kappa must be a number above 0"),
             (["--policy", "luck"], "invalid choice: 'luck'"),
             (["--max-params", "5"], "--max-params 5 is less than the 61"),
+            (["--max-flops", "5"], "--max-flops 5 is less than the"),
             (["--max-params", "-5"], "'-5' is not a whole number above 0"),
             (["--epochs", "0"], "'0' is not a whole number above 0"),
             (["--seed", "-1"], "'-1' is not a whole number from 0"),

@@ -363,6 +363,7 @@ def test_an_interruption_keeps_the_best_net(home, capsys, monkeypatch):
         (["--image-size", "0"], "'0' is not a whole number above 0"),
         (["--optimizer", "magic"], "unknown optimizer 'magic'"),
         (["--max-params", "5"], "--max-params 5 is less than the"),
+        (["--max-flops", "5"], "--max-flops 5 is less than the"),
         (["--tau", "1"], "--tau belongs to --policy paper"),
     ],
 )

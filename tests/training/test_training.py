@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits, load_wine
 from torch import nn
 
 from senn.errors import DivergenceError, SennError, SurgeryError
+from senn.flops import forward_flops
 from senn.nn import MLP, Rational
 from senn.policies import PaperPolicy, PricePolicy
 from senn.training import Callback, TrainConfig, train
@@ -329,6 +330,12 @@ def test_growth_keeps_to_its_budget():
     bounded = fit(x, y, replace(GROWING, max_params=65))
     assert free.parameters > 65
     assert bounded.parameters <= 65
+    # the widths at the start are halved, and a unit of the second layer brings 2 + 3 weights
+    wide = fit(x, y, replace(GROWING, max_flops=115))
+    assert wide.architecture == (2, 3)
+    assert forward_flops(wide.model, x) == 110 == wide.history[-2]["flops"]
+    with pytest.raises(SennError, match="max_flops is 71, but the net starts with 72 operations"):
+        fit(x, y, replace(GROWING, hidden=(1, 1), max_flops=71))
 
 
 def test_an_average_grows_along():

@@ -275,7 +275,8 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
         train, test = train.take(kept), train.take(held_out)
     encoder = _encoder(collection, train, options.no_flip)
-    check_start(_fresh(encoder, recipe), recipe, "classification")
+    shape = encoder.channels, encoder.side, encoder.side
+    check_start(_fresh(encoder, recipe), recipe, "classification", shape)
     return ImagePreparation(
         collection=collection, train_part=train, test_part=test, encoder=encoder, recipe=recipe
     )

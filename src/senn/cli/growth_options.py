@@ -24,6 +24,12 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         help="upper limit of the number of parameters",
     )
     add(
+        "--max-flops",
+        type=positive_integer,
+        metavar="N",
+        help="upper limit of the floating-point operations of a prediction, per row",
+    )
+    add(
         "--policy",
         choices=("price", "paper"),
         help="grow if the expected decrease of the loss exceeds the price of the parameters (price, "

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from senn.errors import SennError
+from senn.flops import known_flops
 from senn.policies import PaperPolicy, Policy, PricePolicy
 from senn.runs import FitOptions
 from senn.runs.fit_options import DEFAULTS, option_name
@@ -179,17 +180,18 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
     """Return the fields of a recipe that the options set."""
     record = options.to_dict()
-    names = ("seed", "threads", "optimizer", "epochs", "max_params", "ascent_steps")
+    names = ("seed", "threads", "optimizer", "epochs", "max_params", "max_flops", "ascent_steps")
     return {name: record[name] for name in names if record[name] is not None}
 
 
-def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
+def check_start(model: nn.Module, recipe: TrainConfig, task: Task, shape: Sequence[int]) -> None:
     """Refuse an unknown optimizer, and a budget that the network exceeds before training.
 
     Args:
         model: network before training.
         recipe: training configuration.
         task: that the network learns.
+        shape: of the network's inputs for one row.
 
     Raises:
         SennError: naming the optimizer or the budget.
@@ -201,6 +203,11 @@ def check_start(model: nn.Module, recipe: TrainConfig, task: Task) -> None:
     if recipe.max_params is not None and recipe.max_params < smallest:
         raise SennError(
             f"--max-params {recipe.max_params:,} is less than the {smallest:,} of the network at the start"
+        )
+    least = 0 if recipe.max_flops is None else known_flops(model, torch.zeros(1, *shape))
+    if recipe.max_flops is not None and recipe.max_flops < least:
+        raise SennError(
+            f"--max-flops {recipe.max_flops:,} is less than the {least:,} of the network at the start"
         )
 
 

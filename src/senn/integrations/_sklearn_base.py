@@ -36,6 +36,7 @@ _SETTINGS = {
     "grow": "grow",
     "policy": "policy",
     "max_params": "max_params",
+    "max_flops": "max_flops",
     "validation_fraction": "validation_fraction",
 }
 
@@ -58,6 +59,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
     grow: bool | None = None
     policy: Any = None
     max_params: int | None = None
+    max_flops: int | None = None
     validation_fraction: float | None = None
     recipe: TrainConfig | None = None
     random_state: Any = None

@@ -27,6 +27,7 @@ class FitOptions:
         no_flip: never mirror images in training.
         data_dir: folder of the known image sets.
         max_params: upper limit of the number of parameters.
+        max_flops: upper limit of the operations of a forward pass, per row.
         epochs: upper limit of the number of passes over the training rows.
         seed: seed of all random numbers.
         threads: number of threads that compute the steps.
@@ -51,6 +52,7 @@ class FitOptions:
     no_flip: bool = False
     data_dir: str | None = None
     max_params: int | None = None
+    max_flops: int | None = None
     epochs: int | None = None
     seed: int = 0
     threads: int | None = None
@@ -143,7 +145,7 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 
-_WHOLE = ("image_size", "max_params", "epochs", "seed", "threads", "ascent_steps")
+_WHOLE = ("image_size", "max_params", "max_flops", "epochs", "seed", "threads", "ascent_steps")
 _REAL = ("test_fraction", "kappa", "tau", "alpha", "prune_fraction")
 
 

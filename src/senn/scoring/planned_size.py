@@ -9,15 +9,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from senn import pytree
 from senn.candidates.candidate_set import CandidateSet
 from senn.candidates.new_layers import IdentityLayer
-from senn.errors import UnsupportedError, in_one_line, warn
-from senn.flops import count_forward
+from senn.errors import in_one_line, warn
+from senn.flops import known_flops
 from senn.graph import ChannelGroup, DependencyGraph
 from senn.graph.model_copy import copy_model
 from senn.policies import Budget, Candidate, Kind
-from senn.pytree import Inputs
 from senn.scoring.global_batch import Samples
 from senn.surgery import Move, Prune, Widen, apply_moves
 from senn.surgery.plan import added_parameters
@@ -65,7 +63,7 @@ class PlannedSize:
         self._known: dict[frozenset[tuple[_Change, int]], int | None] = {}
         if self.counts_flops:
             self._trial, self._inputs = copy_model(model), sample()[0]
-            flops = self._known[frozenset()] = _forward_flops(self._trial, self._inputs)
+            flops = self._known[frozenset()] = known_flops(self._trial, self._inputs)
             self._flops_per_parameter = flops / max(self._present, 1)
 
     def allows(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
@@ -128,7 +126,7 @@ class PlannedSize:
         try:
             log = apply_moves(self._trial, moves, self.graph)
             try:
-                return _forward_flops(self._trial, self._inputs)
+                return known_flops(self._trial, self._inputs)
             finally:
                 log.undo()
         except Exception as error:
@@ -147,22 +145,6 @@ class PlannedSize:
             return candidates.repeats[place]
         found = candidates.layers[place][layer]
         return found.move() if isinstance(found, IdentityLayer) else found.move(which)
-
-
-def _forward_flops(model: nn.Module, inputs: Inputs) -> int:
-    """Count the operations of a forward pass, per sample.
-
-    Raises:
-        UnsupportedError: the work of some isn't known.
-    """
-    count = count_forward(model, inputs)
-    if count.unknown:
-        names = ", ".join(count.unknown)
-        raise UnsupportedError(
-            f"the model's operations can't be counted for max_flops or a price by them: how much {names} computes "
-            "isn't known"
-        )
-    return count.flops // max(pytree.count(inputs), 1)
 
 
 def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
+from senn.flops import forward_flops, known_flops
 from senn.grower import Grower
 from senn.nn import MLP
 from senn.optim import NaturalGradient
-from senn.policies import Policy
+from senn.policies import Budget, Policy
 from senn.training.policy_defaults import policy_defaults
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import count_parameters
@@ -32,21 +33,31 @@ _UNSUITED = {"lbfgs", "sparseadam", "muon"}
 NATURAL_GRADIENT = "natural-gradient"
 
 
-def check_budget(model: nn.Module, recipe: TrainConfig) -> None:
-    """Refuse a budget that a network exceeds before training.
+def check_budget(model: nn.Module, recipe: TrainConfig, row: Tensor) -> None:
+    """Refuse a limit that a network exceeds before training, or that can't be kept to.
 
     Args:
         model: network before training.
         recipe: training configuration.
+        row: (1, ...) inputs of one row, as the network reads them.
 
     Raises:
-        SennError: naming both numbers of parameters.
+        SennError: naming the limit and the network's own number.
+        UnsupportedError: the network has operations whose work isn't known.
     """
+    if not recipe.grow:
+        return
     parameters = count_parameters(model)
-    if recipe.grow and recipe.max_params is not None and parameters > recipe.max_params:
+    if recipe.max_params is not None and parameters > recipe.max_params:
         raise SennError(
             f"max_params is {recipe.max_params}, but the net starts with {parameters} parameters"
         )
+    if recipe.max_flops is not None:
+        flops = known_flops(model, row)
+        if flops > recipe.max_flops:
+            raise SennError(
+                f"max_flops is {recipe.max_flops}, but the net starts with {flops} operations a row"
+            )
 
 
 def loss_function(task: Task) -> Callable[..., Tensor]:
@@ -60,7 +71,8 @@ def start_widths(features: int, outputs: int, recipe: TrainConfig) -> tuple[int,
     Args:
         features: number of inputs.
         outputs: number of outputs.
-        recipe: its widths; without any those of the policy, halved until they keep to `max_width` and `max_params`.
+        recipe: its widths; without any those of the policy, halved until they keep to `max_width`, `max_params` and
+            `max_flops`.
 
     Raises:
         SennError: the activation is unknown.
@@ -82,10 +94,13 @@ def start_widths(features: int, outputs: int, recipe: TrainConfig) -> tuple[int,
 def _fits(features: int, outputs: int, widths: tuple[int, ...], recipe: TrainConfig) -> bool:
     if recipe.max_width is not None and max(widths) > recipe.max_width:
         return False
-    if recipe.max_params is None:
+    if recipe.max_params is None and recipe.max_flops is None:
         return True
+    limits = Budget(max_params=recipe.max_params, max_flops=recipe.max_flops)
     with torch.device("meta"):
-        return count_parameters(_mlp(features, widths, outputs, recipe)) <= recipe.max_params
+        model = _mlp(features, widths, outputs, recipe)
+        flops = None if recipe.max_flops is None else forward_flops(model, torch.empty(1, features))
+    return limits.allows_size(count_parameters(model), flops)
 
 
 def _mlp(features: int, widths: tuple[int, ...], outputs: int, recipe: TrainConfig) -> MLP:
@@ -196,6 +211,7 @@ def build_grower(
         optimizer,
         policy=resolve_policy(recipe.policy),
         max_params=recipe.max_params,
+        max_flops=recipe.max_flops,
         max_width=recipe.max_width,
         round_to=recipe.round_to,
         moves=recipe.moves_of(is_table=isinstance(model, MLP)),

@@ -51,7 +51,7 @@ class GrowthSession:
     Args:
         recipe: settings of growth; None for the defaults. Used are `addition_rounds`, `pruning_rounds`, `growth_steps`,
             `grow`, `max_scoring_samples`, `policy`, `birth`, `candidates_per_layer`, `moves`, `max_params`,
-            `max_width`, `round_to` and `seed`; the rest belongs to the loop.
+            `max_flops`, `max_width`, `round_to` and `seed`; the rest belongs to the loop.
         loss: the training loss, `loss(outputs, targets)`, a mean over samples.
         prepare: makes inputs, targets and perhaps weights of a batch; None if a batch is a tuple of these.
         samples: number of training samples, for prices; None for the number given to `start`.

@@ -50,7 +50,8 @@ def fit_model(
     Raises:
         SennError: a choice is out of range; the sentence names it.
     """
-    check_budget(model, recipe)
+    inputs = inputs or Inputs()
+    check_budget(model, recipe, inputs(rows.x[:1]))
     is_single = checkpointer is None or checkpointer.communicator.is_single
     with RunThreads(recipe.threads, rows.x.device, is_single=is_single) as threads:
         training = Training(
@@ -61,7 +62,7 @@ def fit_model(
             recipe=recipe,
             generator=generator,
             callbacks=callbacks,
-            inputs=inputs or Inputs(),
+            inputs=inputs,
             checkpointer=checkpointer,
             threads=threads,
         )

@@ -60,6 +60,7 @@ RANGES: Mapping[str, Rule] = {
     "ascent_steps": whole(low=0).or_none(),
     "max_scoring_samples": whole(low=1),
     "max_params": whole(low=1).or_none(),
+    "max_flops": whole(low=1).or_none(),
     "max_width": whole(low=1).or_none(),
     "round_to": whole(low=1),
     "moves": each(one_of("width", "depth", "prune")).or_none(),
@@ -119,6 +120,8 @@ class TrainConfig:
             policy where a `senn.nn.MLP` grows (ascent is for plain linear layers), else 0.
         max_scoring_samples: most training rows that a round scores candidates on.
         max_params: most parameters that growth may reach; None for no limit.
+        max_flops: most operations of a forward pass, per row (`senn.flops.forward_flops`), that growth may reach; None
+            for no limit.
         max_width: most units of a layer; None for no limit.
         round_to: grown widths are multiples of this.
         moves: moves that growth may make, of `width`, `depth` and `prune`; None for all of them, except that a
@@ -176,6 +179,7 @@ class TrainConfig:
     # Covariances of a few hundred columns are well determined by that many; a round's time grows in proportion.
     max_scoring_samples: int = 4096
     max_params: int | None = None
+    max_flops: int | None = None
     max_width: int | None = None
     round_to: int = 1
     moves: tuple[str, ...] | None = None
