@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cli_cases import FILES, fit, people, refused
+from cli_cases import FILES, TWO_CLASSES, fit, people, refused
 from rich.console import Console
 
 from senn import atomic_files
@@ -56,7 +56,7 @@ class TestFit:
             0,
             False,
         )
-        assert set(results["test"]) == {"accuracy", "log_loss"}
+        assert set(results["test"]) == TWO_CLASSES
         assert results["data"]["rows"] == 80
         assert (results["data"]["train_rows"], results["data"]["test_rows"]) == (64, 16)
         assert results["data"]["classes"] == ["big", "small"]
@@ -111,7 +111,8 @@ class TestFit:
         assert growth > 0
         assert sum(line.startswith("step ") for line in lines) == growth
         assert any(line.startswith("epoch 20/20: loss ") for line in lines)
-        assert lines[-4].startswith("test: accuracy ")
+        assert lines[-10].split("  ")[0] == "test (36 rows)"
+        assert lines[-9].startswith("accuracy ")
         assert lines[-2].startswith("pruned without training: ")
         assert lines[-1].startswith("written to runs/wine: ")
 
@@ -402,7 +403,9 @@ class TestShow:
         assert main(["show", str(home / "classes")]) == 0
         out = capsys.readouterr().out
         results = json.loads((home / "classes" / "results.json").read_text())
-        assert f"test (16 rows): accuracy {results['test']['accuracy']:.4g}" in out
+        assert re.search(rf"\naccuracy +{results['test']['accuracy']:.4g} ", out)
+        assert "test (16 rows)" in out
+        assert re.search(r"true class, taken for +big +small\nbig +\d+ +\d+\nsmall", out)
         changes = [
             line
             for line in out.splitlines()

@@ -17,6 +17,9 @@ def refused(capsys, argv):
     return captured.err
 
 
+TWO_CLASSES = {"accuracy", "balanced_accuracy", "f1", "recall", "roc_auc", "log_loss", "ece"}
+"""Test scores of a target with two classes."""
+
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
 
 

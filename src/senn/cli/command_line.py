@@ -259,6 +259,12 @@ def _add_training_options(training: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="upper limit of passes over the training rows",
     )
+    add(
+        "--metric",
+        action=Once,
+        metavar="NAME",
+        help="score of scikit-learn's (f1, roc_auc, neg_mean_absolute_error, ...) that chooses the epoch that is kept",
+    )
     add("--seed", type=seed, metavar="N", help="seed of all random numbers (default: 0)")
     add(
         "--threads",

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from senn import __version__
-from senn.atomic_files import plain
-from senn.checkpoint import DESCRIPTION, WEIGHTS, save
+from senn.checkpoint import save
 from senn.cli.checkpointing import FolderCheckpointer
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.fit_images import prepare_images
+from senn.cli.fit_results import run_results, test_record, versions
 from senn.cli.fit_table import prepare
+from senn.cli.fit_text import LinePrinter, report_outcome, show_plan
 from senn.cli.prepared_data import Prepared
 from senn.cli.signals import Signals
 from senn.cli.watch import watching
@@ -28,25 +26,19 @@ from senn.cli.workers import WorkerCheckpointer, processes, shared_state
 from senn.collectives import Communicator
 from senn.data.images import is_images
 from senn.errors import SennError
-from senn.events import Frontier
-from senn.runs import FIGURE, HISTORY, RESULTS, FitOptions, RunFolder, read_start
+from senn.runs import FIGURE, FitOptions, RunFolder, read_start
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
-from senn.training.progress import LinesCallback, LiveCallback, figure, widths
+from senn.training.progress import LinesCallback, LiveCallback
 from senn.training.round_records import first_line
-from senn.training.run_records import outcome
 from senn.training.threads import resumed_number, saved_number
 from senn.viz.plots import growth_figure
 
-SCORED, FINISH_SECONDS = 1.1, 1.5
-"""Seconds after a signal within which the test must be scored and the figure drawn, or is left out.
+FINISH_SECONDS = 1.5
+"""Seconds after a signal within which the figure must be drawn, or is left out.
 
 Writing the network takes a moment more, so that a run that is asked to end has ended within two seconds.
 """
-
-
-_WITHIN = 0.01
-"""Loss of validation score that the line about smaller sizes allows: a point of accuracy."""
 
 
 def run(**parsed: Any) -> int:
@@ -106,7 +98,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         preparation = None if options is None else _prepare(options, arguments.resume)
     # highlight=False: rich would color numbers, also in the names of columns and files.
     console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
-    say = _LinePrinter(console)
+    say = LinePrinter(console)
     if options is None or preparation is None:
         assert saved is not None
         assert saved.results is not None
@@ -115,7 +107,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             print(json.dumps({"out": str(saved.path), **saved.results}, ensure_ascii=False))
         return 0
     if arguments.dry_run:
-        _show_plan(say, preparation, as_json=arguments.json)
+        show_plan(say, preparation, as_json=arguments.json)
         return 0
     out = arguments.resume or arguments.out or Path("runs") / preparation.name
     with Signals() as signals, ExitStack() as stack:
@@ -137,19 +129,16 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             trained = _train(preparation, console, checkpointer, watch)
         # The network is final now, so a signal has nothing left to save.
         signals.ignore_further()  # writing takes a moment only
-        no_scores: dict[str, float | None] = {}
         with _damage_in_one_sentence(checkpointer):
-            scores = signals.run_interruptible(
-                SCORED, lambda: preparation.test(trained.model), no_scores
-            )
-        results = _results(preparation, trained, scores)
+            scores = test_record(preparation, trained.model, signals)
+        results = run_results(preparation, trained, scores)
         # An interrupted run must not replace one that came to its end: its checkpoints stay beside it.
         written = not (trained.interrupted and folder.replaces_another)
         if written:
             _write(folder, signals, preparation, trained, results)
             folder.publish(keep=trained.interrupted)
     if written:
-        _report_outcome(say, out, results, as_json=arguments.json)
+        report_outcome(say, out, results, as_json=arguments.json)
     if trained.interrupted:
         outcome = f"{out} still holds the earlier run"
         if written:
@@ -169,7 +158,7 @@ def _open_run(
     """Note a new run in its folder, or check a resumed one, and return its checkpointer."""
     about = {
         "data": preparation.digest(),
-        "versions": _versions(),
+        "versions": versions(),
         # Sums are split among threads, so another number of them changes the last digits.
         "threads": torch.get_num_threads(),
     }
@@ -197,16 +186,6 @@ def _prepare(options: FitOptions, resumed: Path | None) -> Prepared:
     if is_images(options.data):
         return prepare_images(options)
     return prepare(options, begun_with=None if resumed is None else read_start(resumed))
-
-
-class _LinePrinter:
-    """Print plain lines: names from the data are no markup, and long lines aren't wrapped."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-
-    def __call__(self, line: str) -> None:
-        self.console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -246,35 +225,6 @@ def _train(
             callback.stop()
 
 
-def _results(
-    preparation: Prepared, trained: TrainResult, scores: dict[str, float | None]
-) -> dict[str, Any]:
-    """Return the content of results.json."""
-    recipe = preparation.recipe
-    results = {
-        "task": preparation.task,
-        "seed": recipe.seed,
-        "optimizer": recipe.optimizer,
-        "policy": repr(recipe.policy),
-        **outcome(trained),
-        "test": scores,
-        "growth_events": sum(record["event"] == "growth" for record in trained.history),
-        "data": preparation.summary(),
-        "versions": _versions(),
-    }
-    return {key: plain(value) for key, value in results.items()}
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of the packages that compute."""
-    packages = ("torch", "numpy", "pandas", "scikit-learn")
-    return {
-        "senn": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def _write(
     folder: RunFolder,
     signals: Signals,
@@ -295,62 +245,3 @@ def _write(
         # Given up midway it may be half a PNG, and results.json would vouch for it with a checksum.
         (folder.draft / FIGURE).unlink(missing_ok=True)
     folder.write_results(results)
-
-
-def _report_outcome(
-    say: _LinePrinter, out: Path, results: dict[str, Any], *, as_json: bool
-) -> None:
-    if as_json:
-        print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
-        return
-    scores = ", ".join(f"{name} {figure(value, 4)}" for name, value in results["test"].items())
-    if scores:
-        say(f"test: {scores}")
-    say(
-        f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
-        f"{results['seconds']:.1f} seconds"
-    )
-    if results["frontier"] is not None:
-        say(_smaller(Frontier.from_dict(results["frontier"])))
-    names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, FIGURE)
-    say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
-
-
-def _smaller(sizes: Frontier) -> str:
-    """Say how small the network could be."""
-    name = sizes.score_name or "loss"
-    point = sizes.smallest(_WITHIN)
-    share = f"{sizes.share_removed(point):.0%} of the units"
-    return (
-        f"pruned without training: {point.parameters:,} parameters ({share} removed) within {_WITHIN:g} of its "
-        f"validation {name}"
-    )
-
-
-def _show_plan(say: _LinePrinter, preparation: Prepared, *, as_json: bool) -> None:
-    about, plan = preparation.summary(), preparation.plan()
-    if as_json:
-        print(
-            json.dumps({"task": preparation.task, "data": about, "plan": plan}, ensure_ascii=False)
-        )
-        return
-    say(preparation.line())
-    for line in preparation.details():
-        say(f"  {line}")
-    for note in preparation.notes:
-        say(f"  note: {note}")
-    say(
-        f"training rows: {plan['fitted_rows']:,} to fit on, {plan['validation_rows']:,} for validation"
-    )
-    say(
-        f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
-        f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"
-    )
-    # Units of different convolutions have different numbers of parameters; the plan has the largest.
-    up_to = "up to " if about.get("kind") == "images" else ""
-    unit = f"{up_to}{plan['parameters_per_unit']:,} parameters"
-    say(
-        f"starts with hidden layers {widths(plan['architecture'])}, {plan['parameters']:,} parameters; "
-        f"one more unit has {unit} and has to lower the loss by {plan['price_per_unit']:.3g} nats per sample"
-    )
-    say("nothing was written (--dry-run)")

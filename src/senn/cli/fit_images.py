@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,15 @@ from senn.cli.prepared_data import (
     check_start,
     checksum_of,
     chosen_policy,
+    class_line,
+    class_rows,
     part_sizes,
     planned,
     recipe_fields,
     refuse_options,
 )
-from senn.data import split
+from senn.cli.scorer import Scorer
+from senn.data import Target, split
 from senn.data.images import Collection, ImageEncoder, Images, collect, planes
 from senn.errors import SennError
 from senn.nn import ConvNet
@@ -60,6 +63,7 @@ class ImagePreparation:
         test_part: images held out for the test.
         encoder: encoding of new images.
         recipe: training configuration.
+        scorer: what predictions of the test part are scored by.
     """
 
     collection: Collection
@@ -67,6 +71,7 @@ class ImagePreparation:
     test_part: Images
     encoder: ImageEncoder
     recipe: TrainConfig
+    scorer: Scorer
 
     @property
     def name(self) -> str:
@@ -106,17 +111,14 @@ class ImagePreparation:
 
     def details(self) -> list[str]:
         """Count the training images of each class."""
-        counts = np.bincount(self.train_part.labels, minlength=len(self.encoder.labels))
-        named = [
-            f"{label} ({count:,})" for label, count in zip(self.encoder.labels, counts, strict=True)
-        ]
-        more = f" and {len(named) - 8:,} more" if len(named) > 8 else ""
-        return [f"to train on: {', '.join(named[:8])}{more}"]
+        counts = class_rows(self.encoder.labels, self.train_part.labels)
+        return [class_line("to train on", self.encoder.labels, counts)]
 
     def summary(self) -> dict[str, Any]:
         """Describe the data and their encoding as a JSON-able record, for `results.json`."""
         encoder = self.encoder
         left_out = [{"file": one.name, "reason": one.reason} for one in self.collection.left_out]
+        counts = class_rows(encoder.labels, self.train_part.labels, self.test_part.labels)
         return {
             "name": self.name,
             "kind": "images",
@@ -125,6 +127,7 @@ class ImagePreparation:
             "test_rows": len(self.test_part),
             "shape": [encoder.side, encoder.side, encoder.channels],
             "classes": list(encoder.labels),
+            "class_rows": counts,
             "flip": encoder.flip,
             "left_out": left_out,
             "notes": list(self.collection.notes),
@@ -169,20 +172,31 @@ class ImagePreparation:
             checkpointer=checkpointer,
         )
 
-    def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Score a network on the test part: accuracy, and log loss in nats."""
-        # log_softmax rather than the log of a softmax, which is -inf for a class of probability 1e-50.
-        log = image_outputs(model, self.encoder, planes(self.test_part)).log_softmax(-1)
-        truth = _tensor(self.test_part.labels)
-        hits = (log.argmax(1) == truth).double().mean()
-        return {
-            "accuracy": hits.item(),
-            "log_loss": -log[torch.arange(len(truth)), truth].mean().item(),
-        }
+    @property
+    def clusters(self) -> None:
+        """None: each image stands for itself."""
+        return
+
+    def test_outputs(self, model: nn.Module) -> NDArray[Any]:
+        """Compute a network's outputs for the test part, (images, classes)."""
+        return image_outputs(model, self.encoder, planes(self.test_part)).numpy()
+
+    def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return pixels (images, numbers) from 0 to 1 and classes of the training part, for baselines."""
+        return _flat(self.train_part)
+
+    def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return those of the test part."""
+        return _flat(self.test_part)
 
     def record(self) -> dict[str, Any]:
         """Return the encoding of the images, JSON-able."""
         return self.encoder.to_dict()
+
+
+def _flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
+    pixels = images.pixels.reshape(len(images.pixels), -1)
+    return pixels.astype(np.float32) / 255, np.asarray(images.labels)
 
 
 def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
@@ -277,8 +291,15 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     encoder = _encoder(collection, train, options.no_flip)
     shape = encoder.channels, encoder.side, encoder.side
     check_start(_fresh(encoder, recipe), recipe, "classification", shape)
+    target = Target(name="class", task="classification", labels=encoder.labels)
+    scorer = Scorer.of(target, np.asarray(train.labels), options.metric)
     return ImagePreparation(
-        collection=collection, train_part=train, test_part=test, encoder=encoder, recipe=recipe
+        collection=collection,
+        train_part=train,
+        test_part=test,
+        encoder=encoder,
+        recipe=replace(recipe, monitor=scorer.metric),
+        scorer=scorer,
     )
 
 

@@ -9,19 +9,23 @@ from typing import Any
 
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from senn.cli.metrics import metrics
+from senn.cli.metrics import outputs
 from senn.cli.prepared_data import (
     FEWEST_ROWS,
     check_start,
     checksum_of,
     chosen_policy,
+    class_line,
+    class_rows,
     part_sizes,
     planned,
     recipe_fields,
     refuse_options,
 )
+from senn.cli.scorer import Scorer
 from senn.cli.table_parts import divide, read_test_table
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.table_encoder import check_names, listed
@@ -47,6 +51,8 @@ class Preparation:
         x_test: (test rows, features) float32 rows held out for the test.
         y_test: their targets, like `y`.
         recipe: training configuration.
+        scorer: what predictions of the test part are scored by.
+        clusters: (test rows,) numbers of the rows that belong together; None where each stands for itself.
         validation: (k,) long numbers of the training rows that are held out for validation; None where training draws
             them.
         remarks: on the rows, one sentence each.
@@ -59,6 +65,8 @@ class Preparation:
     x_test: Tensor
     y_test: Tensor
     recipe: TrainConfig
+    scorer: Scorer
+    clusters: NDArray[Any] | None = None
     validation: Tensor | None = None
     remarks: tuple[str, ...] = ()
 
@@ -99,7 +107,16 @@ class Preparation:
             names = [name for name, other in kinds.items() if other == kind]
             more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
             lines.append(f"{kind}: {', '.join(names[:_MOST_NAMED])}{more}")
-        return lines
+        labels = self.encoder.target.labels
+        return (
+            [*lines, class_line("rows of each class", labels, self.class_rows)] if labels else lines
+        )
+
+    @property
+    def class_rows(self) -> list[int]:
+        """Rows of each class, those for the test included; empty for numbers."""
+        labels = self.encoder.target.labels
+        return class_rows(labels, self.y.numpy(), self.y_test.numpy()) if labels else []
 
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
@@ -128,13 +145,17 @@ class Preparation:
             checkpointer=checkpointer,
         )
 
-    def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Score a network on the test part.
+    def test_outputs(self, model: nn.Module) -> NDArray[Any]:
+        """Compute a network's outputs for the test part, (rows, outputs)."""
+        return outputs(model, self.x_test)
 
-        Returns:
-            Scores by name; None for one that isn't finite.
-        """
-        return metrics(model, self.encoder.target, self.x_test, self.y_test)
+    def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return inputs (rows, features) and targets of the training part, for baselines."""
+        return self.x.numpy(), self.y.numpy()
+
+    def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return those of the test part."""
+        return self.x_test.numpy(), self.y_test.numpy()
 
     def record(self) -> dict[str, Any]:
         """Return the encoding of the columns, JSON-able."""
@@ -152,6 +173,7 @@ class Preparation:
             "features": self.x.shape[1],
             "target": target.name,
             "classes": list(target.labels) or None,
+            "class_rows": self.class_rows or None,
             "columns": kinds,
             "notes": self.notes,
         }
@@ -211,6 +233,9 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     x, y = _encoded(encoder, parts.train)
     with _about(options.test):
         x_test, y_test = _encoded(encoder, parts.test)
+    scorer = Scorer.of(encoder.target, y.numpy(), options.metric)
+    scorer.check(y.numpy())
+    recipe = replace(recipe, monitor=scorer.metric)
     validation = parts.validation
     if validation is not None and len(validation) < recipe.min_validation:
         validation = validation[:0]
@@ -223,6 +248,8 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         y_test=y_test,
         validation=None if validation is None else torch.from_numpy(validation),
         remarks=parts.notes,
+        scorer=scorer,
+        clusters=parts.clusters,
         recipe=_checked(recipe, encoder, x.shape[1], begun_with),
     )
 

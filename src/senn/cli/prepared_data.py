@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from senn.cli.scorer import Scorer
 from senn.errors import SennError
 from senn.flops import known_flops
 from senn.policies import PaperPolicy, Policy, PricePolicy
@@ -26,6 +27,10 @@ from senn.training.train_result import count_parameters
 
 FEWEST_ROWS = 8
 """Least rows of a table, and least images: below it neither the test nor the validation part means anything."""
+
+
+MOST_LISTED = 12
+"""Classes that are listed by name."""
 
 
 class Prepared(Protocol):
@@ -76,12 +81,22 @@ class Prepared(Protocol):
             checkpointer: keeps the run's state, and has the state to resume from; None to keep nothing.
         """
 
-    def test(self, model: nn.Module) -> dict[str, float | None]:
-        """Score a network on the test part.
+    @property
+    def scorer(self) -> Scorer:
+        """What predictions of the test part are scored by."""
 
-        Returns:
-            Scores by name; None for one that isn't finite.
-        """
+    @property
+    def clusters(self) -> NDArray[Any] | None:
+        """Numbers of the test rows that belong together, (rows,); None where each stands for itself."""
+
+    def test_outputs(self, model: nn.Module) -> NDArray[Any]:
+        """Compute a network's outputs for the test part, (rows, outputs)."""
+
+    def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return inputs (rows, features) and targets of the training part, for baselines."""
+
+    def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return those of the test part."""
 
     def record(self) -> dict[str, Any]:
         """Return what `senn predict` needs besides the network, JSON-able."""
@@ -105,6 +120,32 @@ def checksum_of(record: dict[str, Any], *arrays: Tensor | NDArray[Any]) -> str:
         total.update(f"{content.dtype} {content.shape}".encode())
         total.update(content.data if content.size else b"")
     return total.hexdigest()
+
+
+def class_rows(labels: Sequence[Any], *parts: NDArray[Any]) -> list[int]:
+    """Count the rows of each class.
+
+    Args:
+        labels: the classes.
+        *parts: (n,) class numbers.
+
+    Returns:
+        Counts in the order of the labels.
+    """
+    return [int(n) for n in np.bincount(np.concatenate(parts), minlength=len(labels))]
+
+
+def class_line(what: str, labels: Sequence[Any], counts: Sequence[int]) -> str:
+    """Format the rows of each class, the first few by name.
+
+    Args:
+        what: the rows that are counted.
+        labels: the classes.
+        counts: rows of each.
+    """
+    named = [f"{label} ({count:,})" for label, count in zip(labels, counts, strict=True)]
+    more = f" and {len(named) - MOST_LISTED:,} more" if len(named) > MOST_LISTED else ""
+    return f"{what}: {', '.join(named[:MOST_LISTED])}{more}"
 
 
 def part_sizes(y: Tensor, recipe: TrainConfig, validation: Tensor | None = None) -> tuple[int, int]:

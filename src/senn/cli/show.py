@@ -7,6 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
+from senn.cli.score_lines import confusion_lines, score_table, tested
 from senn.errors import SennError
 from senn.runs import HISTORY, RESULTS, SavedRun, read
 
@@ -80,15 +81,14 @@ def _widths(record: dict[str, Any]) -> str:
 
 def _lines(results: dict[str, Any]) -> list[str]:
     """Return lines on the results of a run."""
-    data, test = results["data"], results["test"]
-    scores = [f"{name} {value:.4g}" for name, value in test.items() if value is not None]
-    rows = "images" if data.get("kind") == "images" else "rows"
+    data = results["data"]
     size = f"hidden layers {_widths(results)}, {results['parameters']:,} parameters"
     choices = f"seed {results['seed']}, {results['optimizer']}, {results['policy']}"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
         # No scores: a signal came, and there was no time left for the test.
-        f"test ({data['test_rows']:,} {rows}): {', '.join(scores) or 'not scored'}",
+        *score_table(results, tested(data)),
+        *confusion_lines(results.get("confusion"), data["classes"] or ()),
         f"{size}, {results['seconds']:.1f} seconds, {choices}",
     ]
     if results["interrupted"]:

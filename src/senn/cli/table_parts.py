@@ -28,6 +28,7 @@ class TableParts:
         test: rows to test on.
         validation: positions in `train` of the rows for validation; None where training draws them.
         left_out: columns that are no features, with the reason as the end of a sentence on the column.
+        clusters: (test rows,) numbers of the rows that belong together; None where each stands for itself.
         notes: remarks, one sentence each.
     """
 
@@ -35,6 +36,7 @@ class TableParts:
     test: pd.DataFrame
     validation: RowNumbers | None = None
     left_out: dict[str, str] = field(default_factory=dict)
+    clusters: NDArray[Any] | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -149,9 +151,16 @@ def _by_group(
         _, validation = split_groups(
             inside, validation_fraction, options.seed, _classes(target, kept)
         )
-    left_out = {name: "keeps its rows together (--group) and is no feature"}
+    clusters = None
+    if name in test.columns:
+        clusters = np.unique(_groups(name, test)[0], return_inverse=True)[1]
     return TableParts(
-        train=kept, test=test, validation=validation, left_out=left_out, notes=tuple(notes)
+        train=kept,
+        test=test,
+        validation=validation,
+        left_out={name: "keeps its rows together (--group) and is no feature"},
+        clusters=clusters,
+        notes=tuple(notes),
     )
 
 
@@ -177,17 +186,32 @@ def _by_time(
     name = str(options.time)
     times = row_times(name, frame[name], dict(options.column).get(name))
     train = np.arange(len(frame), dtype=np.intp)
+    clusters = None
     if test is None:
         if len(np.unique(times)) < 2:
             raise SennError(
                 f"column {name!r} of --time has a single value, so no rows are the latest"
             )
         train, held_out = split_last(times, options.test_fraction)
-        test = frame.iloc[held_out]
+        test, clusters = frame.iloc[held_out], blocks(times[held_out])
     validation = np.empty(0, dtype=np.intp)
     if len(np.unique(times[train])) > 1 and validation_fraction:
         _, validation = split_last(times[train], validation_fraction)
-    return TableParts(train=frame.iloc[train], test=test, validation=validation)
+    return TableParts(train=frame.iloc[train], test=test, validation=validation, clusters=clusters)
+
+
+def blocks(times: NDArray[Any]) -> RowNumbers:
+    """Number blocks of neighboring times, the root of the rows in each: neighbors are no independent draws.
+
+    Args:
+        times: (rows,) numbers or time stamps.
+
+    Returns:
+        (rows,) numbers of the blocks, from 0.
+    """
+    rank = np.empty(len(times), dtype=np.intp)
+    rank[np.argsort(times, kind="stable")] = np.arange(len(times))
+    return rank // max(1, round(len(times) ** 0.5))
 
 
 def row_times(name: str, cells: pd.Series[Any], kind: str | None = None) -> NDArray[Any]:

@@ -23,6 +23,7 @@ class FitOptions:
         test: path of a table or a folder of images that the network is scored on, in place of held-out rows.
         group: column whose rows of one value stay together in training, validation and test.
         time: column by which the latest rows are held out for the test, and before them for validation.
+        metric: name of a scorer of scikit-learn's that chooses the epoch that is kept, and is among the test scores.
         image_size: side of the squares that images become, in pixels.
         no_flip: never mirror images in training.
         data_dir: folder of the known image sets.
@@ -48,6 +49,7 @@ class FitOptions:
     test: str | None = None
     group: str | None = None
     time: str | None = None
+    metric: str | None = None
     image_size: int | None = None
     no_flip: bool = False
     data_dir: str | None = None

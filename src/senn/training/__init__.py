@@ -6,6 +6,7 @@ from senn import _deprecated
 from senn.schedule import GrowthSchedule
 from senn.training.callbacks import Callback
 from senn.training.growth_session import GrowthSession
+from senn.training.metric import Metric
 from senn.training.table_training import train
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
@@ -14,6 +15,7 @@ __all__ = [
     "Callback",
     "GrowthSchedule",
     "GrowthSession",
+    "Metric",
     "Task",
     "TrainConfig",
     "TrainResult",

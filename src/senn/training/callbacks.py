@@ -52,7 +52,8 @@ class Callback:
         Args:
             record: `event` ("epoch"), `epoch` (from 1), `epochs`, `step`, `steps`, `train_loss`,
                 `validation_loss`, `validation_score` (accuracy or R squared; None if there is
-                none), `lr`, `architecture`, `parameters`, `flops`, `seconds` (since the start).
+                none), `lr`, `architecture`, `parameters`, `flops`, `seconds` (since the start), and with a metric in
+                `TrainConfig.monitor` its `validation_metric`.
         """
 
     def on_growth_round(self, record: Mapping[str, Any]) -> None:

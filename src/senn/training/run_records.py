@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from senn.training.metric import as_metric
 from senn.training.round_records import Record
 from senn.training.run_state import RunState
 from senn.training.train_config import Task, TrainConfig
@@ -52,6 +53,7 @@ def start_record(
 
 def epoch_record(
     model: nn.Module,
+    recipe: TrainConfig,
     state: RunState,
     *,
     train_loss: float,
@@ -63,6 +65,7 @@ def epoch_record(
 
     Args:
         model: the model after the epoch.
+        recipe: the metric that is watched, if any.
         state: position of the run.
         train_loss: mean of the losses before the steps of the epoch.
         validation: validation figures; empty if there are none.
@@ -72,6 +75,8 @@ def epoch_record(
     Returns:
         JSON-able record.
     """
+    metric = as_metric(recipe.monitor)
+    watched = {} if metric is None else {"validation_metric": validation.get(metric.name)}
     return {
         "event": "epoch",
         "epoch": state.epoch,
@@ -81,6 +86,7 @@ def epoch_record(
         "train_loss": train_loss,
         "validation_loss": validation.get("loss"),
         "validation_score": validation.get("accuracy", validation.get("r2")),
+        **watched,
         "lr": lr,
         **_sizes(model),
         "flops": flops,

@@ -83,7 +83,12 @@ class BestModel:
             "validation": self.figures,
             "rows": None
             if rows is None
-            else {"losses": rows.row_losses, "misses": rows.misses, "weight": rows.weight},
+            else {
+                "losses": rows.row_losses,
+                "misses": rows.misses,
+                "weight": rows.weight,
+                "outputs": rows.outputs,
+            },
         }
 
     def loaded(self, state: Mapping[str, Any], device: torch.device) -> BestModel:
@@ -96,11 +101,15 @@ class BestModel:
             # senn 0.1 kept none
             rows = state.get("rows") or {"losses": empty, "misses": None, "weight": empty}
             misses: Tensor | None = rows["misses"]
+            outputs, own = rows.get("outputs"), self.validation
             validation = Validation(
                 figures=figures,
                 row_losses=rows["losses"].to(device),
                 misses=None if misses is None else misses.to(device),
                 weight=rows["weight"].to(device),
+                metric=own and own.metric,
+                outputs=None if outputs is None else outputs.to(device),
+                targets=own and own.targets,
             )
         return BestModel(model=model, epoch=int(state["epoch"]), validation=validation)
 

@@ -24,6 +24,7 @@ from senn._validate import (
 )
 from senn.nn.activations import activation_or_factory
 from senn.policies import MOVES, BirthKind, Policy, policy_rule
+from senn.training.metric import Metric
 from senn.training.policy_defaults import BY_NAME, PRICE, DefaultRounds, policy_defaults
 
 Task = Literal["classification", "regression"]
@@ -47,7 +48,12 @@ RANGES: Mapping[str, Rule] = {
     "validation_fraction": fraction(high=0.9),
     "min_validation": whole(low=0),
     "patience": number(low=0, open_low=True, infinite=True).or_none(),
-    "monitor": one_of("loss", "score", None),
+    "monitor": Rule(
+        expected="'loss', 'score', a senn.training.Metric or None",
+        allows=lambda value: (
+            isinstance(value, Metric) or one_of("loss", "score", None).allows(value)
+        ),
+    ),
     "average": one_of("ema", "swa", None),
     "average_decay": fraction(),
     "grow": flag(),
@@ -100,7 +106,8 @@ class TrainConfig:
             network may still grow. The `tail` of the learning rate starts then; with other schedules the run ends. None
             for a fifth of the epochs, at least 10; `math.inf` for never.
         monitor: figure that makes an epoch the best: the validation `loss`, or the `score` (accuracy, with the loss to
-            break ties; for regression both agree). None for the score if there are at least 1,000 validation rows.
+            break ties; for regression both agree), or a `senn.training.Metric`, a score of scikit-learn's. None for the
+            score if there are at least 1,000 validation rows.
         average: average of the weights that is evaluated and kept: `ema` (updated every step), `swa` (every epoch of
             the tail) or None.
         average_decay: decay of the exponential moving average, 0 to 1.
@@ -165,7 +172,7 @@ class TrainConfig:
     validation_fraction: float = 0.1
     min_validation: int = 10
     patience: float | None = None
-    monitor: Literal["loss", "score"] | None = None
+    monitor: Literal["loss", "score"] | Metric | None = None
     average: Literal["ema", "swa"] | None = None
     average_decay: float = 0.99
     grow: bool = True

@@ -23,6 +23,7 @@ from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.kept_frontier import kept_frontier
+from senn.training.metric import as_metric
 from senn.training.policy_defaults import policy_defaults
 from senn.training.round_records import (
     Record,
@@ -42,7 +43,7 @@ from senn.training.train_result import (
     count_parameters,
 )
 from senn.training.train_step import TrainStep
-from senn.training.validation import Validation, validate
+from senn.training.validation import Validation, monitored, validate
 
 
 class Training:
@@ -79,10 +80,7 @@ class Training:
         self.learner = TrainStep(model, recipe, task, samples=len(rows), communicator=communicator)
         changed = self.forget_former_size
         self.recorder = RoundRecorder(self.learner, self.tell, changed=changed, widths_before=True)
-        # The accuracy is what counts, but it is a coarse figure: on 1,000 rows its standard error is 1 %, on fewer the
-        # loss tells epochs apart more reliably.
-        is_large = held_out is not None and len(held_out) >= 1000
-        self.monitor = recipe.monitor or ("score" if is_large else "loss")
+        self.monitor = monitored(recipe, held_out)
         self.rounds = GrowthSchedule(recipe, config.steps)
         best = BestModel(model=copy.deepcopy(model), epoch=0, validation=self.validate(model))
         self.state = RunState(
@@ -302,6 +300,7 @@ class Training:
         state.consider(self.averaged, validation, self.monitor)
         record = epoch_record(
             self.model,
+            self.recipe,
             state,
             train_loss=train_loss,
             validation=figures,
@@ -337,7 +336,8 @@ class Training:
         renew_from_rows(model, self.rows, self.inputs)
         if self.held_out is None:
             return None
-        return validate(model, self.held_out, self.inputs, self.learner.loss, self.task)
+        metric = as_metric(self.recipe.monitor)
+        return validate(model, self.held_out, self.inputs, self.learner.loss, self.task, metric)
 
     def announce(self) -> None:
         """Record what is about to happen."""
