@@ -409,9 +409,9 @@ def test_photographs_of_cifar_10(tmp_path, monkeypatch, capsys):
         "fit",
         str(tmp_path / "photos"),
         "--image-size",
-        "16",
-        "--epochs",
         "12",
+        "--epochs",
+        "10",
         "--out",
         str(tmp_path / "run"),
     ]

@@ -1,5 +1,6 @@
 """A run that goes on from any of its states comes to the very same end: numbers, decisions, history."""
 
+import functools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -71,9 +72,11 @@ def told(run):
 @pytest.mark.parametrize("name", CASES)
 def test_whatever_the_state_the_end_is_the_same(name):
     recipe, how = CASES[name]
-    whole = fitted(recipe, how, checkpointer := MemoryCheckpointer(wanted=(1, 7, 14, 40)))
+    # before, between and after the rounds; the other cases differ in what a state holds, not in when it is kept
+    wanted = (1, 7, 14, 40) if recipe in (TABLE, CASES["images, adamw and swa"][0]) else (7, 14)
+    whole = fitted(recipe, how, checkpointer := MemoryCheckpointer(wanted=wanted))
     assert any(record["event"] == "growth" for record in whole.history)
-    assert len(checkpointer.kept) >= 3
+    assert len(checkpointer.kept) >= min(3, len(wanted))
     for document, numbers in checkpointer.kept:
         heard = Callback()
         started = []
@@ -132,6 +135,13 @@ def test_a_nesting_comes_back_as_it_was():
         packed({"a": {1}})
 
 
+@functools.cache
+def kept_after_three_steps():
+    checkpointer = MemoryCheckpointer(wanted=(3,))
+    fitted(replace(TABLE, epochs=1), train, checkpointer)
+    return checkpointer.kept[0]
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -148,9 +158,7 @@ def test_a_nesting_comes_back_as_it_was():
     ],
 )
 def test_what_is_no_state_of_such_a_run_is_refused(change):
-    checkpointer = MemoryCheckpointer(wanted=(3,))
-    fitted(replace(TABLE, epochs=1), train, checkpointer)
-    state = unpacked(*checkpointer.kept[0], Path("state"))
+    state = unpacked(*kept_after_three_steps(), Path("state"))
     change(state)
     with pytest.raises(SennError):
         fitted(replace(TABLE, epochs=1), train, MemoryCheckpointer(state))

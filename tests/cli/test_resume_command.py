@@ -69,11 +69,22 @@ def interrupted_at(epoch, number=signal.SIGINT):
     return on_epoch
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that was interrupted in its fifth epoch."""
+    folder = tmp_path_factory.mktemp("interrupted") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SENN_CHECKPOINT_SECONDS", "0")
+        patch.setattr("senn.cli.fit.growth_figure", lambda *_: None)
+        patch.setattr(LinesCallback, "on_epoch", interrupted_at(4))
+        assert main([*ARGV, "--out", str(folder)]) == 130
+    return folder
+
+
 @pytest.fixture
-def cut(tmp_path, monkeypatch):
-    """A run that was interrupted in its fifth epoch, and the arguments that go on with it."""
-    monkeypatch.setattr(LinesCallback, "on_epoch", interrupted_at(4))
-    assert main([*ARGV, "--out", str(tmp_path / "run")]) == 130
+def cut(tmp_path, interrupted):
+    """A copy of it, and the arguments that go on with it."""
+    shutil.copytree(interrupted, tmp_path / "run")
     return ["fit", "--resume", str(tmp_path / "run")]
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 import senn
 from senn import atomic_files
+from senn.cli.main import main
 from senn.runs import read
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
@@ -23,15 +24,15 @@ TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
     "table": (
         TABLE,
-        {"surgery": 2, "scoring": 1, "kfac": 1, "runs": 1, "atomic_files.py": 1, "training": 1},
+        {"surgery": 1, "scoring": 1, "kfac": 1, "runs": 1, "atomic_files.py": 1, "training": 1},
         1,
     ),
     "natural gradient": (
         [*TABLE, "--optimizer", "natural-gradient"],
-        {"surgery": 1, "training": 1},
+        {"surgery": 1},
         0,
     ),
-    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "runs": 1}, 0),
+    "images": (["IMAGES", "--epochs", "2"], {"runs": 1}, 0),
 }
 """A run, how often it is killed at a random call of a function in each package, and how often at a random time."""
 
@@ -76,7 +77,7 @@ def content(run):
     return results, history, files, sorted(entry.name for entry in run.iterdir())
 
 
-def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
+def test_nine_of_nine_kills_cost_nothing(tmp_path, images):
     argv = {
         name: [str(images) if one == "IMAGES" else one for one in of]
         for name, (of, _, _) in TRIALS.items()
@@ -105,7 +106,7 @@ def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
         whole = content(tmp_path / "whole" / str(number))
         assert any(record["event"] == "growth" for record in whole[1])
         expected += [whole] * (sum(packages.values()) + by_time)
-    assert len(trials) == 12
+    assert len(trials) == 9
     done = served(tmp_path / "cut", trials)
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
         assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (
@@ -113,10 +114,10 @@ def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
             one,
         )
         assert content(tmp_path / "cut" / str(number)) == expected[number], (trial, one)
-    assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 7
+    assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 5
 
 
-def test_a_true_process_is_killed_and_goes_on(tmp_path):
+def test_a_true_process_is_killed_and_goes_on(tmp_path, capsys):
     """Figure and all, from another working directory, with a table that is named by a relative path."""
     rows = "".join(f"{at % 7},{at % 5},{'ab'[at % 7 > 3]}\n" for at in range(300))
     (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
@@ -135,14 +136,8 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path):
     assert saved.results is None
     assert saved.unfinished
     assert saved.options.data == f"{tmp_path}/table.csv"
-    done = subprocess.run(
-        [*command, "--resume", str(tmp_path / "run")],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "note: resumed after step" in done.stdout
+    assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
+    assert "note: resumed after step" in capsys.readouterr().out
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
     ]  # fmt: skip

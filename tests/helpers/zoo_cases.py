@@ -21,13 +21,13 @@ def prepared(
     name: str, dtype: torch.dtype = torch.float32
 ) -> tuple[nn.Module, object, DependencyGraph]:
     """A fresh model of the zoo, inputs, and its graph."""
-    return (*_made(name, dtype), _graph(name, dtype))
+    return (*_made(name, dtype), _graph(name))
 
 
 @functools.cache
-def _graph(name: str, dtype: torch.dtype) -> DependencyGraph:
-    # holds names and positions only, and an analysis costs more than most tests
-    return analyze(*_made(name, dtype))
+def _graph(name: str) -> DependencyGraph:
+    # holds names and positions only, which no dtype changes, and an analysis costs more than most tests
+    return analyze(*_made(name, torch.float32))
 
 
 def _made(name: str, dtype: torch.dtype) -> tuple[nn.Module, object]:

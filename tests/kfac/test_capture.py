@@ -73,10 +73,13 @@ def test_signs_have_the_gauss_newton_block_as_their_mean():
     """E[s s^T] over the signs is J^T H J at each map's output."""
     model, (x, y) = tokens(), batch(3)
     g, metric = generator(), LossMetric(F.cross_entropy)
-    rows = torch.stack(
+    many = x.repeat(100, 1, 1), y.repeat(100)
+    rows = torch.cat(
         [
-            capture(model, ["inner"], x, y, metric, generator=g).rows["inner"].pseudo_grad
-            for _ in range(3000)
+            capture(model, ["inner"], *many, metric, generator=g)
+            .rows["inner"]
+            .pseudo_grad.unflatten(0, (100, 9))
+            for _ in range(30)
         ]
     )
     found = torch.einsum("kni,knj->nij", rows, rows) / len(rows)

@@ -1,5 +1,6 @@
 """Short forms of the paper's figures, and Theorem 3.1 on real runs."""
 
+import functools
 import json
 import math
 
@@ -26,6 +27,12 @@ QUICK = {
         steps=45, every=9, candidate_config=CandidateConfig(units=24, ascent_steps=3)
     ),
 }
+
+
+@functools.cache
+def sine():
+    """A run that several tests look at."""
+    return regression.run(100, QUICK[regression])
 
 
 @pytest.mark.parametrize(("experiment", "measure"), [(moons, "accuracy"), (regression, "error")])
@@ -64,8 +71,8 @@ def test_watching_the_score_changes_nothing():
 
 
 def test_a_run_depends_on_its_seed_alone():
+    first = sine().record
     torch.manual_seed(5)
-    first = regression.run(100, QUICK[regression]).record
     state = torch.get_rng_state()
     second = regression.run(100, QUICK[regression]).record
     assert torch.equal(torch.get_rng_state(), state)
@@ -85,7 +92,7 @@ def test_theorem_3_1_bounds_the_additions_of_a_round(experiment, tau):
 
 def test_the_landscape_is_zero_where_a_neuron_explains_nothing():
     x = torch.linspace(-2, 2, 50)[:, None]
-    run = regression.run(103, QUICK[regression])
+    run = sine()
     moment = run.moments[-1]
     fitted = Moment(0, moment.model, 1.0, moment.weight, moment.bias, moment.taken)
     with torch.no_grad():
@@ -99,7 +106,7 @@ def test_the_landscape_is_zero_where_a_neuron_explains_nothing():
 
 
 def test_the_fourth_neuron_is_shown_before_and_after():
-    run = regression.run(100, QUICK[regression])
+    run = sine()
     shown = regression.shown(run.moments)
     assert shown[-1] is run.moments[-1]
     assert all(

@@ -214,11 +214,15 @@ def fitted(model: nn.Module, names: list[str], x: torch.Tensor) -> float:
     model = copy.deepcopy(model)
     own = dict(model.named_parameters())
     chosen = [own[name] for name in names]
-    optimizer = torch.optim.Adam(chosen, 1e-2)
-    for _ in range(400):
+    optimizer = torch.optim.LBFGS(chosen, max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        F.cross_entropy(model(x), Y).backward()
-        optimizer.step()
+        loss = F.cross_entropy(model(x), Y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
     return F.cross_entropy(model(x), Y).item()
 
 
