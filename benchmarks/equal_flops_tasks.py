@@ -73,7 +73,7 @@ class Problem:
         return self.build(size)
 
 
-TABLE_GRID = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (512, 512))
+TABLE_GRID = ((32, 32), (64, 64), (128, 128), (256, 256), (512, 512))
 
 
 def table(name: str, parts: tuple[Tensor, ...]) -> Problem:

@@ -107,6 +107,9 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
     two = replace(policy, max_places_per_round=2)
     assert two.choose([first, second], [first]) is second
     assert two.choose([first, second, third], [first, second]) is second
+    every = replace(policy, max_places_per_round=None)
+    assert every.choose([first, second, third], [first, second]) is third
+    assert every.reason(third, [first, second]) == ""
     assert policy.reason(first, [second]) == "one place a round"
     assert two.reason(third, [first, second]) == "2 places a round"
     assert (
@@ -115,7 +118,7 @@ def test_price_policy_keeps_the_additions_of_a_round_to_one_place():
         == ""
     )
     with pytest.raises(
-        SennError, match="max_places_per_round must be a whole number of at least 1, not 0"
+        SennError, match="max_places_per_round must be a whole number of at least 1 or None, not 0"
     ):
         PricePolicy(max_places_per_round=0)
 

@@ -153,6 +153,16 @@ def test_an_addition_that_brings_nothing_is_taken_back():
     assert [event.kind for event in grower.grow([(x, y)])] == ["widen"]
 
 
+def test_the_place_that_was_wanted_most_is_tried_alone_where_all_together_bring_nothing():
+    model, x, y = perfect(hidden=4, layers=2)
+    grower = senn.Grower(model, policy=EachPlace("widen"), candidate_config=FEW, moves=("width",))
+    assert grower.grow([(x, y)]) == []
+    assert [one.partition(":")[0] for one in grower.rejections] == [
+        "nothing was added at 0, 2",
+        "nothing was added at 0",
+    ]
+
+
 def test_additions_that_are_left_after_one_has_failed_may_bring_nothing_too(monkeypatch):
     """The round ends without a change then, not with an error."""
     model, x, y = perfect(hidden=4, layers=2)

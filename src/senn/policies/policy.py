@@ -218,8 +218,9 @@ class PricePolicy(Policy):
         layer_cost: divisor of a layer's expected decrease, as in the authors' code: training realizes it more slowly.
         hysteresis: fraction of the price below which a unit is pruned in rounds that also add; below 1.
         retention_factor: fraction of the price below which a unit is pruned in rounds that only prune.
-        max_places_per_round: most places that the additions of one round may change. Gains of different maps may count
-            the same decrease twice, which a block-diagonal Fisher can't see.
+        max_places_per_round: most places that the additions of one round may change; None for all that pay. Gains of
+            different maps may count the same decrease twice, which a block-diagonal Fisher can't see: what a round adds
+            is measured together, on held-out samples, before it stays.
         unit: what is priced: `parameters`, or `flops`, the operations of a forward pass. Then a change that brings a
             hundredth of the network's operations costs as much as a hundredth of its parameters: a unit of an early
             convolution, whose weights are used at every pixel, has the price of the time that it takes. In a plain MLP,
@@ -243,7 +244,7 @@ class PricePolicy(Policy):
     layer_cost: float = 20.0
     hysteresis: float = 0.02
     retention_factor: float = 5.0
-    max_places_per_round: int = 1
+    max_places_per_round: int | None = 1
     unit: SizeUnit = "parameters"
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
@@ -252,7 +253,7 @@ class PricePolicy(Policy):
         "layer_cost": positive(),
         "hysteresis": fraction(open_high=True),
         "retention_factor": number(low=0),
-        "max_places_per_round": whole(low=1),
+        "max_places_per_round": whole(low=1).or_none(),
         "unit": one_of("parameters", "flops"),
     }
 
@@ -343,20 +344,16 @@ class PricePolicy(Policy):
         """
         if self._is_open(candidate, accepted):
             return ""
-        places = (
-            "one place" if self.max_places_per_round == 1 else f"{self.max_places_per_round} places"
-        )
-        return f"{places} a round"
+        most = self.max_places_per_round
+        return "one place a round" if most == 1 else f"{most} places a round"
 
     def _is_open(self, candidate: Candidate, accepted: Sequence[Candidate]) -> bool:
         """Return True if this round may change the candidate's place."""
+        if candidate.kind == "prune" or self.max_places_per_round is None:
+            return True
         # Further units for a place that has changed are fine: their gains have been updated for what was accepted.
         taken = {c.place for c in accepted if c.kind != "prune"}
-        return (
-            candidate.kind == "prune"
-            or len(taken) < self.max_places_per_round
-            or candidate.place in taken
-        )
+        return len(taken) < self.max_places_per_round or candidate.place in taken
 
 
 @dataclass(frozen=True)

@@ -95,13 +95,14 @@ class RoundToApply:
 
         If removals fail their verification, half of them are tried, those that cost least, and so on. An addition that
         fails is left out, and the others are carried out. If no length of their joint step lowers the held-out loss,
-        all additions are left out.
+        those at the first place are tried alone, which the policy wanted most, and then all additions are left out.
 
         Returns:
             what was carried out; None if all of it fails.
         """
         removals = sum(one.kind == "prune" for one in self.pool.accepted)
-        added: set[str] | None = None  # places of the additions that can be made; None for all
+        added: set[str] | None = None  # places of the additions that are made; None for all
+        tried = False  # whether each of them was made by itself
         while with_removals(self.pool.accepted, removals):
             moves = [
                 move
@@ -114,17 +115,25 @@ class RoundToApply:
                 return self._attempt(moves, removals)
             except _UnprofitableError as error:
                 self.rejections.append(str(error))
-                added = set()
+                # What pays alone may not pay together: several maps may have counted one decrease.
+                first = self._first_place()
+                places = {place_of(move) for move in moves if not isinstance(move, Prune)}
+                added = {first} if first in places and len(places) > 1 else set()
             except SurgeryError as error:
                 if removals:
                     self.rejections.append(str(error))
                     # Costs of removals are the quadratic model's; fewer of them stay where that holds.
                     removals //= 2
-                elif added is None:
+                elif not tried:
                     added = {place_of(move) for move in self._without_failing(moves, error)}
+                    tried = True
                 else:  # each of them could be made, but not all of them are
                     raise
         return None
+
+    def _first_place(self) -> str:
+        """Place of the first addition that was accepted."""
+        return next(one.place for one in self.pool.accepted if one.kind != "prune")
 
     def _without_failing(self, moves: list[Move], error: SurgeryError) -> list[Move]:
         """Return the additions that can be made together; note the others as failed."""
