@@ -147,3 +147,24 @@ def test_a_run_by_time_trains_and_resumes_by_its_options(home, capsys):
     assert results["data"]["test_rows"] == 40
     history = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert (history[0]["train_rows"], history[0]["validation_rows"]) == (144, 16)
+
+
+def test_notes_say_what_the_rows_are(home):
+    notes = " / ".join(prepared(home).notes)
+    assert "'day' is a date, and test rows are drawn at random" in notes
+    assert "--time 'day'" not in " / ".join(prepared(home, time="day").notes)
+    small = pd.read_csv(home / "all.csv").drop(columns=["day", "year"])[:40]
+    wide = pd.DataFrame(np.random.default_rng(1).normal(size=(40, 90))).add_prefix("x")
+    pd.concat([small, wide], axis=1).to_csv(home / "wide.csv", index_label="Unnamed: 0")
+    made = prepared(home, "wide.csv")
+    assert made.notes[0].startswith("0 rows for validation: 10% of 32 would be fewer than 10")
+    assert "no price limits it" in made.notes[1]
+    assert made.summary()["columns"]["Unnamed: 0"] == "dropped"
+
+
+def test_a_class_that_only_the_latest_rows_have_is_told(home):
+    frame = pd.DataFrame({"t": range(60), "a": np.arange(60) % 7, "label": ["x", "y"] * 30})
+    frame.loc[50:, "label"] = "new"
+    frame.to_csv(home / "late.csv", index=False)
+    notes = prepared(home, "late.csv", time="t").notes
+    assert "class 'new' has no row to fit on, and can't be learned" in notes

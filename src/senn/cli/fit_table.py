@@ -27,8 +27,10 @@ from senn.cli.prepared_data import (
 )
 from senn.cli.scorer import Scorer
 from senn.cli.table_parts import divide, read_test_table
+from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.table_encoder import check_names, listed
+from senn.data.tabular.table_notes import index_columns
 from senn.errors import SennError
 from senn.runs import FitOptions
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
@@ -223,12 +225,13 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     recipe = _recipe(options)
     test = read_test_table(options, name, as_text)
     parts = divide(options, table, target, test, recipe.validation_fraction)
+    used = {name, *kinds, *filter(None, (options.group, options.time))}
     # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
     encoder = TableEncoder.fit(
         parts.train,
         target.scaled_to(parts.train[name]),
         kinds=kinds,
-        left_out=parts.left_out,
+        left_out={**index_columns(parts.train, used), **parts.left_out},
     )
     x, y = _encoded(encoder, parts.train)
     with _about(options.test):
@@ -236,9 +239,12 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     scorer = Scorer.of(encoder.target, y.numpy(), options.metric)
     scorer.check(y.numpy())
     recipe = replace(recipe, monitor=scorer.metric)
+    if parts.validation is not None and len(parts.validation) < recipe.min_validation:
+        parts = replace(parts, validation=parts.validation[:0])
     validation = parts.validation
-    if validation is not None and len(validation) < recipe.min_validation:
-        validation = validation[:0]
+    notes = remarks(
+        options, table, parts, encoder, train=(x, y), test=(x_test, y_test), recipe=recipe
+    )
     return Preparation(
         table=table,
         encoder=encoder,
@@ -247,7 +253,7 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         x_test=x_test,
         y_test=y_test,
         validation=None if validation is None else torch.from_numpy(validation),
-        remarks=parts.notes,
+        remarks=notes,
         scorer=scorer,
         clusters=parts.clusters,
         recipe=_checked(recipe, encoder, x.shape[1], begun_with),

@@ -148,6 +148,20 @@ def class_line(what: str, labels: Sequence[Any], counts: Sequence[int]) -> str:
     return f"{what}: {', '.join(named[:MOST_LISTED])}{more}"
 
 
+def no_validation_note(count: int, unit: str, recipe: TrainConfig) -> str:
+    """Say that there are no rows for validation, and what follows.
+
+    Args:
+        count: rows to fit on.
+        unit: what they are called.
+        recipe: training configuration.
+    """
+    return (
+        f"0 {unit} for validation: {recipe.validation_fraction:.0%} of {count:,} would be fewer than "
+        f"{recipe.min_validation}, so the network of the last epoch is kept, not the best"
+    )
+
+
 def part_sizes(y: Tensor, recipe: TrainConfig, validation: Tensor | None = None) -> tuple[int, int]:
     """Count the rows that training fits on, and those that it validates on.
 
