@@ -14,7 +14,8 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, Literal, TypeVar
+from functools import cache
+from typing import Any, Literal, NotRequired, TypeVar
 
 from senn import _deprecated
 from senn.errors import SennError
@@ -68,6 +69,29 @@ def from_dict(
     """
     reader = _FieldReader(what, complete=complete, finite=finite)
     return typing.cast(Record, reader.record(cls, mapping, renamed or {}, version))
+
+
+def check_value(hint: Any, value: object, what: str) -> None:
+    """Check a value that was read from a file against an annotation; it stays as it is.
+
+    Fields of a `TypedDict` must have their types; those that it doesn't name may hold anything.
+
+    >>> class Scale(typing.TypedDict):
+    ...     mean: float
+    >>> check_value(Scale, {"mean": 3, "unit": "m"}, "the scale")
+    >>> check_value(Scale, {"mean": "3"}, "the scale")
+    Traceback (most recent call last):
+    senn.errors.SennError: the scale is damaged: 'mean' can't be '3'
+
+    Args:
+        hint: the annotation.
+        value: the value, usually from JSON.
+        what: subject of the error's sentence.
+
+    Raises:
+        SennError: it doesn't fit.
+    """
+    _FieldReader(what, complete=False, finite=True).value(hint, value, "it")
 
 
 @contextmanager
@@ -160,6 +184,8 @@ class _FieldReader:
                 return value
         elif is_dataclass(hint) and isinstance(hint, type):
             return self.record(hint, value, {}, None)
+        elif typing.is_typeddict(hint):
+            return self.listed_fields(hint, value)
         elif origin is not None:
             return self.container(hint, value, name)
         elif hint in _PLAIN:
@@ -170,6 +196,17 @@ class _FieldReader:
         elif isinstance(hint, type) and isinstance(value, hint):
             return value
         raise self.damaged(f"{name!r} can't be {_shown(value)}")
+
+    def listed_fields(self, cls: Any, mapping: object) -> Any:
+        if not isinstance(mapping, Mapping):
+            raise self.damaged(f"{_shown(mapping)} is not a mapping of names to values")
+        hints, required = _fields_of(cls)
+        for name in sorted(required - mapping.keys()):
+            raise self.damaged(f"it lacks {name!r}")
+        for name, hint in hints.items():
+            if name in mapping:
+                self.value(hint, mapping[name], name)
+        return mapping
 
     def union(self, choices: tuple[Any, ...], value: object, name: str) -> Any:
         # the value's own type first: 3 is an int of `float | int`, and True is neither
@@ -198,6 +235,15 @@ class _FieldReader:
 
     def damaged(self, reason: str) -> SennError:
         return SennError(f"{self.what} is damaged: {reason}")
+
+
+@cache
+def _fields_of(cls: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Return the annotations of a `TypedDict`, and which of its fields must be there."""
+    plain = typing.get_type_hints(cls)
+    full = typing.get_type_hints(cls, include_extras=True)
+    optional = {name for name, hint in full.items() if typing.get_origin(hint) is NotRequired}
+    return plain, frozenset(plain) - optional
 
 
 _PLAIN: dict[Any, Callable[[object], bool]] = {

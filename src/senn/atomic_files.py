@@ -10,11 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from math import isfinite
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, BinaryIO, NoReturn
 
 from senn.errors import SennError
 
@@ -22,17 +24,19 @@ from senn.errors import SennError
 # model would be refused; twice as much would let a forged file take twice the memory before it is refused.
 MOST = 1 << 26
 """Size limit of a JSON document, in bytes."""
+_MOST_DIGITS = 300
+"""Digits of a whole number; the largest float has 309. States of generators have up to 40."""
 
 
 @contextmanager
-def atomic_write(path: Path, data: bytes) -> Iterator[None]:
+def atomic_write(path: Path, data: bytes | BinaryIO) -> Iterator[None]:
     """Write a file's new content to the disk under a temporary name, and rename it when the context ends.
 
     Several of these contexts, entered one after the other, replace several files at almost the same moment.
 
     Args:
         path: the file, in a folder that exists.
-        data: its content.
+        data: its content, or an open file from which it is copied.
 
     Raises:
         OSError: the content can't be written; the old file is untouched.
@@ -40,8 +44,13 @@ def atomic_write(path: Path, data: bytes) -> Iterator[None]:
     # The process id keeps two processes that write the same file from writing into each other's draft.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
+        # What a kill has left there under the same number; and a link must not lead the content elsewhere ("x").
+        temporary.unlink(missing_ok=True)
+        with temporary.open("xb") as file:
+            if isinstance(data, bytes):
+                file.write(data)
+            else:
+                shutil.copyfileobj(data, file)
             file.flush()
             # Without it, the rename may reach the disk before the content: after a power cut the file would be empty.
             os.fsync(file.fileno())
@@ -53,12 +62,12 @@ def atomic_write(path: Path, data: bytes) -> Iterator[None]:
     sync(path.parent)
 
 
-def write(path: Path, data: bytes) -> None:
+def write(path: Path, data: bytes | BinaryIO) -> None:
     """Write a file whole or not at all.
 
     Args:
         path: the file, in a folder that exists.
-        data: its content.
+        data: its content, or an open file from which it is copied.
 
     Raises:
         OSError: the content can't be written; the old file is untouched.
@@ -81,6 +90,27 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading, but nothing that isn't a regular file: a pipe would wait for ever, a device never end.
+
+    Args:
+        path: the file, or a link to it.
+
+    Returns:
+        The open file.
+
+    Raises:
+        OSError: it can't be opened, or is no regular file.
+    """
+    # Opened before it is looked at, so that nothing can take its place in between; without waiting for a pipe's writer.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(None, "not a file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
 def read(path: Path, most: int = MOST) -> bytes:
     """Read a file of limited size.
 
@@ -94,10 +124,7 @@ def read(path: Path, most: int = MOST) -> bytes:
     Raises:
         OSError: it can't be read, isn't a regular file, or is larger than the limit.
     """
-    # Opening a pipe would block until somebody writes to it.
-    if path.exists() and not path.is_file():
-        raise OSError(None, "not a file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise OSError(None, "longer than it can be")
@@ -107,6 +134,11 @@ def read(path: Path, most: int = MOST) -> bytes:
 def bytes_digest(data: bytes) -> str:
     """Compute the SHA-256 checksum of some bytes, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def digest_of(file: BinaryIO) -> str:
+    """Compute the SHA-256 checksum of what an open file still holds, in hexadecimal and a piece at a time."""
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_limited(path: Path, most: int = MOST) -> bytes:
@@ -133,13 +165,8 @@ def file_digest(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": bytes_digest(data)}
 
 
-def verify_file(
-    path: Path,
-    digest: Any,
-    most: int,
-    document: str,
-) -> bytes:
-    """Read a file and compare it with the digest that a document gives of it.
+def verified(path: Path, digest: Any, most: int, document: str) -> BinaryIO:
+    """Open a file that is the one of which a document gives the digest; its content isn't kept in memory.
 
     Args:
         path: the file.
@@ -148,7 +175,7 @@ def verify_file(
         document: name of the document, which lies in the same folder.
 
     Returns:
-        The file's content.
+        The open file, at its beginning.
 
     Raises:
         SennError: the entry is no digest, or the file doesn't match it.
@@ -158,12 +185,53 @@ def verify_file(
         raise SennError(
             f"{str(path.with_name(document))!r} is damaged: it has no digest of {path.name}"
         )
-    data = read_limited(path, size)
-    if bytes_digest(data) != digest.get("sha256"):
+    file = open_named(path)
+    # A size that differs is found without reading: a file of holes may claim to be as large as it likes.
+    is_same = os.fstat(file.fileno()).st_size == size and digest_of(file) == digest.get("sha256")
+    if not is_same:
+        file.close()
         raise SennError(
             f"{str(path)!r} is damaged: it isn't the file that was written with {document}"
         )
-    return data
+    file.seek(0)
+    return file
+
+
+def open_named(path: Path) -> BinaryIO:
+    """Open a regular file, and name it in the error if that fails.
+
+    Raises:
+        SennError: it can't be opened, or is no regular file.
+    """
+    try:
+        return open_regular(path)
+    except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise SennError(f"{str(path)!r} can't be read: {reason}") from error
+
+
+def verify_file(
+    path: Path,
+    digest: Any,
+    most: int,
+    document: str,
+) -> bytes:
+    """Read a file that is the one of which a document gives the digest; see `verified`.
+
+    Args:
+        path: the file.
+        digest: the document's entry for the file.
+        most: size limit in bytes.
+        document: name of the document, which lies in the same folder.
+
+    Returns:
+        The file's content.
+
+    Raises:
+        SennError: the entry is no digest, or the file doesn't match it.
+    """
+    with verified(path, digest, most, document) as file:
+        return file.read()
 
 
 def plain(value: Any) -> Any:
@@ -176,19 +244,35 @@ def plain(value: Any) -> Any:
 
 
 def parse(data: bytes | str) -> Any:
-    """Parse JSON strictly: Python's own parser also reads NaN and Infinity, which no other one does.
+    """Parse JSON strictly: Python's own parser also reads NaN, Infinity and numbers that no float can hold.
 
     Raises:
         ValueError: it isn't JSON.
     """
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
+        return json.loads(
+            data, parse_constant=_refuse_constant, parse_int=_integer, parse_float=_float
+        )
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    # Whatever is computed from it would overflow, wherever that may be.
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError("it holds a number that is too large")
+    return int(digits)
+
+
+def _float(digits: str) -> float:
+    value = float(digits)
+    if not isfinite(value):
+        raise ValueError("it holds a number that is too large")
+    return value
 
 
 def checksum(document: Mapping[str, Any]) -> str:

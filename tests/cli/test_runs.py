@@ -6,13 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
+from cli_cases import RESULTS
 
 from senn import atomic_files
 from senn.errors import SennError
 from senn.runs import FitOptions, RunFolder, complete, read
 from senn.runs import run_folder as writing
 
-START, EPOCH = {"event": "start"}, {"event": "epoch", "epoch": 1, "loss": float("inf")}
+START = {"event": "start", "step": 0, "parameters": 9}
+EPOCH = {"event": "epoch", "epoch": 1, "step": 5, "parameters": 9, "loss": float("inf")}
 
 
 def begun(path, **options):
@@ -26,7 +28,7 @@ def begun(path, **options):
 def finished(folder, text="one", **options):
     folder.write_history([START, EPOCH])
     (folder.draft / "model.json").write_text(text)
-    folder.write_results({"seed": 1, "interrupted": False, "loss": float("nan")})
+    folder.write_results({**RESULTS, "loss": float("nan")})
     folder.publish(**options)
 
 
@@ -84,10 +86,12 @@ def test_an_unfinished_run_with_a_report_can_be_replaced(tmp_path):
 
 
 def test_what_came_of_a_change_is_known_of_unfinished_runs_too(tmp_path):
-    changes = [{"event": "growth", "round": one, "realized_decrease": None} for one in (1, 1, 3)]
+    change = {"event": "growth", "step": 5, "parameters": 1, "realized_decrease": None}
+    change |= {"text": "", "kind": "widen", "place": "0", "width_before": 1, "width_after": 2}
+    changes = [{**change, "round": one} for one in (1, 1, 3)]
+    considered = {"event": "growth_round", "step": 5, "accepted": [], "refused": []}
     rounds = [
-        {"event": "growth_round", "realized_decreases": values}
-        for values in ([], [0.5, None], [], [0.25])
+        {**considered, "realized_decreases": values} for values in ([], [0.5, None], [], [0.25])
     ]
     with begun(tmp_path) as folder:
         for record in (rounds[0], *changes[:2], rounds[1], rounds[2], changes[2]):
@@ -166,7 +170,9 @@ def test_the_last_two_checkpoints_are_kept_and_taken_up(tmp_path):
     ]
     (home / ".checkpoint-006.partial").mkdir()
     with RunFolder(tmp_path, resume=True) as folder:
-        assert folder.newest() == (({"number": 4}, b"\4"), [])
+        (state, numbers), reasons = folder.newest()
+        with numbers:
+            assert (state, numbers.read(), reasons) == ({"number": 4}, b"\4", [])
         assert not (home / ".checkpoint-006.partial").exists()
         folder.restart([START])
         folder.save({"number": 9}, b"")
@@ -321,4 +327,4 @@ def test_a_hundred_and_twenty_damaged_folders(tmp_path):
     for use, counts in found["counts"].items():
         assert set(counts) <= {"no harm", "refused", "its own answer"}
         assert counts["refused"] > 10, use
-        assert counts["no harm"] > 10
+        assert counts["no harm"] > 5

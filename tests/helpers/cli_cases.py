@@ -20,6 +20,22 @@ def refused(capsys, argv):
 TWO_CLASSES = {"accuracy", "balanced_accuracy", "f1", "recall", "roc_auc", "log_loss", "ece"}
 """Test scores of a target with two classes."""
 
+RESULTS = {
+    "task": "classification",
+    "seed": 1,
+    "optimizer": "adamw",
+    "policy": "PricePolicy()",
+    "architecture": [3],
+    "parameters": 9,
+    "seconds": 0.5,
+    "best_epoch": 1,
+    "interrupted": False,
+    "test": {},
+    "validation": {},
+    "data": {"name": "wine", "train_rows": 5, "test_rows": 2},
+}
+"""Results with the fields that every run has."""
+
 FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
 
 

@@ -23,7 +23,8 @@ def waves(seed=0):
     policy = PricePolicy(kappa=0.003, layer_cost=1.0)
     recipe = TrainConfig(hidden=(3,), policy=policy, epochs=12, seed=seed, frontier=True)
     run = train(x, y, task="classification", outputs=2, recipe=recipe)
-    data = {"name": "waves", "rows": 600, "features": 2, "target": "inside", "classes": ["no", "yes"],
+    data = {"name": "waves", "rows": 600, "train_rows": 500, "test_rows": 100, "features": 2,
+            "target": "inside", "classes": ["no", "yes"],
             "columns": {"x": "number", "y": "number"}, "notes": []}  # fmt: skip
     results = {
         "task": "classification", "seed": seed, "optimizer": "adamw", "policy": "PricePolicy()", "data": data,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from senn.checkpoint.construct import json_arguments
 from senn.checkpoint.constructors import class_name
-from senn.checkpoint.model_files import has_infinity, has_nan
 from senn.checkpoint.schema import Number, is_plain, is_public, join, own_tensors
+from senn.checkpoint.tensor_files import has_infinity, has_nan
 from senn.errors import SennError, UnsupportedError
 
 

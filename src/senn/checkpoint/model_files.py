@@ -5,16 +5,18 @@ The JSON carries the SHA-256 checksum of the file with the numbers and one of it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from senn import atomic_files
+from senn.checkpoint.tensor_files import MOST_HEADER_BYTES, TensorFile, check_memory, has_nan
 from senn.errors import SennError
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
@@ -22,10 +24,9 @@ FORMAT, VERSION = "senn-model", 2
 READABLE = (1, 2)
 """Format versions that can be read. 1 knew fewer layers, neither shared modules nor buffers outside the state."""
 
-# About 100 bytes describe a tensor, so this is room for a million of them; a forged header can't be longer.
-_MOST_HEADER_BYTES = 1 << 27
-# complex128, the widest type of numbers
 _MOST_BYTES_PER_ENTRY = 16
+"""Bytes of the widest type of numbers, complex128."""
+Shape = tuple[int, ...]
 _KEYS = {"format", "version", "weights_sha256", "model", "tied", "frozen", "extra", "checksum"}
 
 
@@ -75,72 +76,86 @@ def read_description(folder: Path) -> dict[str, Any]:
     return document
 
 
-def read_weights(folder: Path, sha256: object, entries: int) -> dict[str, Tensor]:
-    """Read `model.safetensors` if it is the file that the description was written for.
+def read_weights(folder: Path, sha256: object, described: Mapping[str, Shape]) -> TensorFile:
+    """Open `model.safetensors` if it is the file that the description was written for, without reading its numbers.
 
     Args:
         folder: that of the model.
         sha256: checksum of the file, from the description.
-        entries: number of entries of all described tensors, which limits the size of the file.
+        described: shapes of all tensors by full name, which limit the size of the file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        SennError: it is missing, isn't that file, or is too large for the memory.
+    """
+    path = folder / WEIGHTS
+    most = MOST_HEADER_BYTES + _MOST_BYTES_PER_ENTRY * sum(map(prod, described.values()))
+    try:
+        file = atomic_files.open_regular(path)
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise OSError(None, "longer than it can be")
+    except (OSError, ValueError) as error:
+        raise _missing(folder, WEIGHTS, error) from error
+    with reading_tensors(path):
+        check_memory(size)
+        if atomic_files.digest_of(file) != sha256:
+            raise SennError(
+                f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}"
+            )
+        return TensorFile(file)
+
+
+def read_numbers(file: TensorFile, path: Path) -> dict[str, Tensor]:
+    """Read all tensors of a model.
+
+    Args:
+        file: from `read_weights`.
+        path: its name, for errors.
 
     Returns:
         Tensors by full name.
 
     Raises:
-        SennError: it is missing, isn't that file, or holds NaN.
+        SennError: one holds NaN, or the file ends too soon.
     """
-    most = _MOST_HEADER_BYTES + _MOST_BYTES_PER_ENTRY * entries
-    path, data = folder / WEIGHTS, _read(folder, WEIGHTS, most)
-    if atomic_files.bytes_digest(data) != sha256:
-        raise SennError(
-            f"{str(path)!r} is damaged: it isn't the file that was saved with {DESCRIPTION}"
-        )
-    tensors = parse_tensors(data, path)
+    with reading_tensors(path):
+        tensors = dict(file.tensors())
     for name, tensor in tensors.items():
         if has_nan(tensor):
             raise SennError(f"{name!r} in {str(path)!r} holds NaN")
     return tensors
 
 
-def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
-    """Parse the content of a safetensors file.
+@contextmanager
+def reading_tensors(path: Path) -> Iterator[None]:
+    """Context that turns what is no safetensors file into a sentence.
 
     Args:
-        data: content of the file.
-        path: the file, for errors.
-
-    Returns:
-        Tensors by name.
+        path: the file, for the sentence.
 
     Raises:
-        SennError: it isn't a safetensors file.
+        SennError: it isn't one, or can't be read.
     """
     try:
-        return safetensors.torch.load(data)
-    except Exception as error:  # the parser may raise anything on foreign bytes
-        reason = " ".join(str(error).split())
-        raise SennError(f"{str(path)!r} is damaged: {reason}") from error
+        yield
+    except SennError as error:
+        if str(path) in str(error) or WEIGHTS in str(error):
+            raise
+        raise SennError(f"{str(path)!r} can't be read: {error}") from error
+    except (ValueError, OSError) as error:
+        raise SennError(f"{str(path)!r} is damaged: {error}") from error
 
 
 def _read(folder: Path, name: str, most: int = atomic_files.MOST) -> bytes:
     try:
         return atomic_files.read(folder / name, most)
     except (OSError, ValueError) as error:  # a path with a null byte is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        raise SennError(f"{str(folder)!r} holds no saved model ({name}: {reason})") from error
+        raise _missing(folder, name, error) from error
 
 
-def has_nan(tensor: Tensor) -> bool:
-    """Return True if any entry is NaN, for any type of numbers."""
-    return bool(_testable(tensor).isnan().any())
-
-
-def has_infinity(tensor: Tensor) -> bool:
-    """Return True if any entry is infinite, for any type of numbers."""
-    return bool(_testable(tensor).isinf().any())
-
-
-def _testable(tensor: Tensor) -> Tensor:
-    # torch has no isnan and isinf for floating-point numbers of one byte (float8)
-    is_one_byte = tensor.is_floating_point() and tensor.element_size() == 1
-    return tensor.float() if is_one_byte else tensor
+def _missing(folder: Path, name: str, error: Exception) -> SennError:
+    reason = getattr(error, "strerror", None) or error
+    return SennError(f"{str(folder)!r} holds no saved model ({name}: {reason})")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import safetensors.torch
 from torch import Tensor, nn
 
 from senn._records import reading_state
 from senn.checkpoint.describe import describe
-from senn.checkpoint.model_files import VERSION, parse_tensors
+from senn.checkpoint.model_files import VERSION, reading_tensors
 from senn.checkpoint.resize import resize_model
 from senn.checkpoint.schema import parse
+from senn.checkpoint.tensor_files import TensorFile
 from senn.errors import SennError
 
 State = dict[str, Any]
@@ -54,7 +56,7 @@ def load_model_state(model: nn.Module, state: Mapping[str, Any]) -> None:
                 f"this is a model's state of version {version}; this senn reads {VERSION}"
             )
         description = parse({**described, "version": version, "weights_sha256": "", "extra": {}})
-        description.check(tensors)
+        description.check({name: tuple(tensor.shape) for name, tensor in tensors.items()})
     # Copies: the model's parameters must not share memory with a state that may be loaded once more.
     resize_model(description, {name: tensor.clone() for name, tensor in tensors.items()}, model)
 
@@ -113,13 +115,13 @@ def _packed_tensor(value: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
     return {"tensor": name} if order == sorted(order) else {"tensor": name, "order": order}
 
 
-def unpacked(document: Any, data: bytes, path: Path) -> Any:
+def unpacked(document: Any, file: BinaryIO | bytes, path: Path) -> Any:
     """Unpack the nested values that `packed` packed.
 
     Args:
         document: the JSON.
-        data: content of the file.
-        path: the file, for errors.
+        file: the open file, or its content.
+        path: its name, for errors.
 
     Returns:
         The nested values; tensors are on the CPU.
@@ -127,7 +129,8 @@ def unpacked(document: Any, data: bytes, path: Path) -> Any:
     Raises:
         SennError: `packed` made no such JSON or file.
     """
-    tensors = parse_tensors(data, path)
+    with reading_tensors(path):
+        tensors = dict(TensorFile(io.BytesIO(file) if isinstance(file, bytes) else file).tensors())
     with reading_state(f"{str(path)!r} is damaged"):
         return _unpacked(document, tensors)
 
@@ -138,7 +141,7 @@ def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     if "tensor" in value:
-        # A copy: tensors of a file needn't be aligned in memory as torch aligns its own, and then add up differently.
+        # A copy: a forged document may name one tensor twice.
         tensor = tensors[value["tensor"]].clone()
         order = value.get("order", [*range(tensor.dim())])
         return tensor.permute([order.index(dim) for dim in range(tensor.dim())])

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from senn.checkpoint.describe import describe
-from senn.checkpoint.model_files import read_description, read_weights, write
+from senn.checkpoint.model_files import WEIGHTS, read_description, read_numbers, read_weights, write
 from senn.checkpoint.resize import resize_model
 from senn.checkpoint.schema import parse
 from senn.errors import SennError
@@ -73,8 +73,10 @@ def load(folder: str | Path, into: nn.Module | None = None) -> nn.Module:
     try:
         # The description first: it says how large the file with the numbers may be.
         description = parse(read_description(Path(folder)))
-        tensors = read_weights(Path(folder), description.weights_sha256, description.entries)
-        description.check(tensors)
+        weights = read_weights(Path(folder), description.weights_sha256, description.shapes)
+        with weights.file:
+            description.check({name: one.shape for name, one in weights.stored.items()})
+            tensors = read_numbers(weights, Path(folder) / WEIGHTS)
         return resize_model(description, tensors, into)
     # A forged file may be nested as deeply as it likes; its own depth is no reason to crash.
     except RecursionError as error:

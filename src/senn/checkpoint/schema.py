@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
+from math import isfinite
 from typing import Any
 
 import torch
@@ -75,31 +75,24 @@ class Description:
     transient: frozenset[str]
     extra: dict[str, Any]
 
-    @property
-    def entries(self) -> int:
-        """Number of entries of all tensors together."""
-        return sum(prod(shape) for shape in self.shapes.values())
-
-    def check(self, tensors: Mapping[str, Tensor]) -> None:
-        """Compare the stored tensors with the described ones; tied ones are stored once.
+    def check(self, stored: Mapping[str, Shape]) -> None:
+        """Compare the shapes of the stored tensors with those described; tied ones are stored once.
 
         Args:
-            tensors: stored tensors by full name.
+            stored: shapes by full name.
 
         Raises:
-            SennError: one is missing, unknown, or of another shape.
+            SennError: a tensor is missing, unknown, or of another shape.
         """
         # An unknown tensor is an error as well: whoever added it expected something of it.
         for name, shape in self.shapes.items():
-            stored = tensors.get(self.tied.get(name, name))
-            if stored is None:
+            found = stored.get(self.tied.get(name, name))
+            if found is None:
                 raise SennError(f"{WEIGHTS} lacks {name!r}")
-            if tuple(stored.shape) != shape:
-                found = list(stored.shape)
-                raise SennError(
-                    f"{WEIGHTS} holds {name!r} of shape {found}, {DESCRIPTION} says {list(shape)}"
-                )
-        unknown = sorted(set(tensors) - (set(self.shapes) - set(self.tied)))
+            if tuple(found) != shape:
+                both = f"{list(found)}, {DESCRIPTION} says {list(shape)}"
+                raise SennError(f"{WEIGHTS} holds {name!r} of shape {both}")
+        unknown = sorted(set(stored) - (set(self.shapes) - set(self.tied)))
         if unknown:
             raise SennError(f"{WEIGHTS} holds {unknown[0]!r}, of which {DESCRIPTION} knows nothing")
 

@@ -56,7 +56,8 @@ class FolderCheckpointer:
             self.notes.append("there is no checkpoint to resume from: the run starts over")
             return None
         document, numbers = checkpoint
-        state = unpacked(document, numbers, self.folder.home)
+        with numbers:
+            state = unpacked(document, numbers, self.folder.home)
         if not isinstance(state, dict):
             raise SennError(
                 f"the checkpoint in {str(self.folder.home)!r} is damaged: it holds no state"

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from senn.checkpoint import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.atomic_files import encoded
+from senn.cli.saved_network import load_network
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.data.images.image_encoder import KIND
 from senn.errors import SennError
 from senn.export import Exported, to_hub, to_onnx, to_pt2, to_python
-from senn.runs import RESULTS, check, complete, read
+from senn.runs import RESULTS, complete, read
 
 EXAMPLES = 8
 """Samples in the batch on which what was exported is held against the network."""
@@ -41,16 +42,8 @@ def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: st
     """
     if license is not None and to != "hub":
         raise SennError(f"--license is for --to hub, not for {to}: only a model card names one")
+    model, encoder = load_network(folder)
     made = complete(folder)
-    # Without this, the error would be about a missing file, not about the run.
-    if (made / "unfinished").is_dir() and not (made / DESCRIPTION).exists():
-        raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
-    has_results = (made / RESULTS).exists()
-    if has_results:
-        # senn.load compares the two files with each other; this also finds files of another run.
-        check(made, (DESCRIPTION, WEIGHTS))
-    record = load_extra(made).get("encoder")
-    model = load(made)
     resolved = folder.resolve()
     # "." and ".." have no name to add an ending to.
     named = resolved if folder.name in ("", "..") else folder
@@ -58,11 +51,11 @@ def run(*, folder: Path, to: str, out: Path | None, overwrite: bool, license: st
     if out.resolve() == resolved:
         raise SennError(f"--out is the folder of the run, {str(folder)!r}; choose another name")
     # A model that was saved by senn.save knows neither its inputs nor their encoding.
-    inputs, about = (None, None) if record is None else _data(record)
+    inputs, about = (None, None) if encoder is None else _data(encoder)
     if to == "python":
         print(to_python(model, out, inputs, preprocessing=about, overwrite=overwrite))
     elif to == "hub":
-        results = read(folder).results if has_results else None
+        results = read(folder).results if (made / RESULTS).exists() else None
         card: dict[str, Any] = {
             "name": resolved.name,
             "preprocessing": about,
@@ -99,20 +92,16 @@ def _graph(
     )
 
 
-def _data(record: Any) -> tuple[Tensor, dict[str, Any]]:
+def _data(encoder: TableEncoder | ImageEncoder) -> tuple[Tensor, dict[str, Any]]:
     """Return an example batch, and the encoding of the data as a JSON-able record."""
     # A fixed seed: the same run exports the same bytes.
     generator = torch.Generator().manual_seed(0)
-    if isinstance(record, dict) and record.get("kind") == KIND:
-        images = ImageEncoder.from_dict(record)
-        x = torch.randn(EXAMPLES, images.channels, images.side, images.side, generator=generator)
-        return x, images.to_dict()
-    table = TableEncoder.from_dict(record)
-    features = table.features
-    return torch.randn(EXAMPLES, len(features), generator=generator), {
-        "features": features,
-        **table.to_dict(),
-    }
+    if isinstance(encoder, ImageEncoder):
+        shape = EXAMPLES, encoder.channels, encoder.side, encoder.side
+        return torch.randn(shape, generator=generator), encoder.to_dict()
+    features = encoder.features
+    x = torch.randn(EXAMPLES, len(features), generator=generator)
+    return x, {"features": features, **encoder.to_dict()}
 
 
 def _metadata(about: dict[str, Any]) -> dict[str, str]:
@@ -121,7 +110,7 @@ def _metadata(about: dict[str, Any]) -> dict[str, str]:
     labels = about.get("labels", target.get("labels"))
     parts = {"classes": labels or None, "features": about.get("features"), "preprocessing": about}
     return {
-        key: json.dumps(value, ensure_ascii=False)
+        key: encoded(json.dumps(value, ensure_ascii=False)).decode()
         for key, value in parts.items()
         if value is not None
     }

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 
 from senn.checkpoint import save
+from senn.cli import terminal
 from senn.cli.checkpointing import FolderCheckpointer
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.fit_images import prepare_images
@@ -21,6 +21,7 @@ from senn.cli.fit_table import prepare
 from senn.cli.fit_text import LinePrinter, report_outcome, show_plan
 from senn.cli.prepared_data import Prepared
 from senn.cli.signals import Signals
+from senn.cli.terminal import outliving_readers
 from senn.cli.watch import watching
 from senn.cli.workers import WorkerCheckpointer, processes, shared_state
 from senn.collectives import Communicator
@@ -33,6 +34,9 @@ from senn.training.progress import LinesCallback, LiveCallback
 from senn.training.round_records import first_line
 from senn.training.threads import resumed_number, saved_number
 from senn.viz.plots import growth_figure
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 FINISH_SECONDS = 1.5
 """Seconds after a signal within which the figure must be drawn, or is left out.
@@ -56,7 +60,9 @@ def run(**parsed: Any) -> int:
     arguments = FitArguments.from_parsed(parsed)
     with processes() as communicator:
         if communicator.rank == 0:
-            return _run_main(arguments, communicator)
+            # A dry run has nothing to give but its lines.
+            with nullcontext() if arguments.dry_run else outliving_readers():
+                return _run_main(arguments, communicator)
         return _run_worker(arguments, communicator)
 
 
@@ -96,8 +102,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         options, saved = arguments.options()
     with communicator.fail_together("begin"):
         preparation = None if options is None else _prepare(options, arguments.resume)
-    # highlight=False: rich would color numbers, also in the names of columns and files.
-    console = Console(file=sys.stdout, quiet=arguments.is_silent, highlight=False)
+    console = terminal.console(quiet=arguments.is_silent)
     say = LinePrinter(console)
     if options is None or preparation is None:
         assert saved is not None

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from senn._text import printable
 from senn.checkpoint import DESCRIPTION, WEIGHTS
 from senn.cli.prepared_data import Prepared
 from senn.cli.score_lines import score_table, tested
@@ -27,7 +28,7 @@ class LinePrinter:
 
     def __call__(self, line: str) -> None:
         """Print a line."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_json: bool) -> None:

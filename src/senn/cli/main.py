@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from io import TextIOWrapper
 from typing import Any
 
+from senn._memory import is_out_of_memory
+from senn._text import shortened
 from senn.cli.command_line import parser
+from senn.cli.terminal import GuardedStream, guarded_streams
 from senn.errors import SennError
 
 EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
@@ -35,57 +37,82 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0; 2 for bad input, with one sentence on stderr; 130 after Ctrl-C; 143 after SIGTERM.
+        Exit code: 0; 2 for bad input, with one sentence on stderr; 128 plus the number of a signal that ended the
+        command, such as 130 after Ctrl-C.
     """
-    if isinstance(sys.stdout, TextIOWrapper) and (
-        sys.stdout.encoding.lower(),
-        sys.stdout.errors,
-    ) == (
-        "utf-8",
-        "strict",
-    ):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names needn't be valid UTF-8
-    try:
-        arguments = vars(parser().parse_args(argv))
-        command = importlib.import_module(_COMMANDS[arguments.pop("command")])
-        code: int = command.run(**arguments)
-        # Flushed here, so that a closed pipe or a full disk is caught below, not at Python's exit.
-        sys.stdout.flush()
+    with guarded_streams():
+        try:
+            arguments = vars(parser().parse_args(argv))
+            name = arguments.pop("command")
+            _announce(name, arguments)
+            code: int = importlib.import_module(_COMMANDS[name]).run(**arguments)
+            # Flushed here, so that a closed pipe or a full disk is caught below, not at Python's exit.
+            sys.stdout.flush()
+        except SystemExit:  # after --help
+            _finish_output()
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code = _explain(error)
         if argv is None and code > 128:  # after a signal, without waiting for PyTorch to shut down
             sys.stderr.flush()
             os._exit(code)
         return code
-    except SennError as error:
+
+
+def _announce(name: str, arguments: Mapping[str, Any]) -> None:
+    """Say what has begun before PyTorch is imported, which may take seconds."""
+    data = arguments.get("resume") or arguments.get("data")
+    is_silent = arguments.get("quiet") or arguments.get("json")
+    is_first = os.environ.get("RANK", "0") == "0"
+    if name == "fit" and data and is_first and not is_silent and "torch" not in sys.modules:
+        with suppress(OSError):  # whether that ends the command is decided where it prints more
+            print(f"reading {data}", flush=True)
+
+
+def _explain(error: BaseException) -> int:
+    """Print what stopped a command in one sentence, and return the exit code.
+
+    Raises:
+        BaseException: the error itself, if it is a fault of senn's, whose traceback is wanted.
+    """
+    if isinstance(error, SennError):
         return _complain(str(error), EXIT_BAD_INPUT)
-    except ModuleNotFoundError as error:
-        extra = "pip install 'senn[cli]'"
-        return _complain(
-            f"this command needs the package {error.name!r}, which isn't installed: {extra}", 2
-        )
-    except KeyboardInterrupt as error:
+    if isinstance(error, ModuleNotFoundError):
+        needed = f"this command needs the package {error.name!r}, which isn't installed"
+        return _complain(f"{needed}: pip install 'senn[cli]'", EXIT_BAD_INPUT)
+    if isinstance(error, KeyboardInterrupt):
         # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
         return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
+    if is_out_of_memory(error):
+        return _complain("there is too little memory for this", EXIT_BAD_INPUT)
     # Ahead of OSError, its base class, which would make an error of it.
-    except BrokenPipeError:  # a pager or `head` has seen enough
-        _mute()
+    if isinstance(error, BrokenPipeError):  # a pager or `head` has seen enough
+        _mute_output()
         return 0
-    except OSError as error:
-        _mute()
+    if isinstance(error, OSError):
+        _mute_output()
         culprit = repr(error.filename) if error.filename else "the output"
-        return _complain(
-            f"{culprit} can't be written or read: {error.strerror or error}", EXIT_BAD_INPUT
-        )
+        what = f"{culprit} can't be written or read: {error.strerror or error}"
+        return _complain(what, EXIT_BAD_INPUT)
+    raise error
 
 
-def _mute() -> None:
-    """Send further output nowhere: what is still buffered would fail again at the end of the process."""
-    with suppress(OSError, ValueError):  # under pytest or in a notebook there is no file behind it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _finish_output() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _mute_output()
+
+
+def _mute_output() -> None:
+    if isinstance(sys.stdout, GuardedStream):
+        sys.stdout.mute()
 
 
 def _complain(sentence: str, code: int) -> int:
     # On one line, even if a message from torch or the system has several.
-    print(f"senn: {' '.join(sentence.split())}", file=sys.stderr)
+    with suppress(OSError):  # nobody may be there to read it, but the exit code says as much
+        print(f"senn: {shortened(' '.join(sentence.split()))}", file=sys.stderr)
     return code
 
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import nn
 
-from senn.checkpoint import DESCRIPTION, WEIGHTS, load, load_extra
+from senn.atomic_files import encoded
 from senn.cli.fit_images import predict_images
 from senn.cli.metrics import outputs, probabilities
+from senn.cli.saved_network import load_network
+from senn.cli.terminal import write_data
 from senn.data import TableEncoder, read_table
 from senn.data.images import ImageEncoder
-from senn.data.images.image_encoder import KIND
 from senn.errors import SennError
-from senn.runs import RESULTS, check, complete
-from senn.training.round_records import first_line
 
 
 def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> int:
@@ -37,35 +36,26 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
     Raises:
         SennError: the folder holds no network of `senn fit`, or the data don't fit it.
     """
-    folder = complete(folder)
-    # A folder of senn.save has no results, and checksums of its own.
-    if (folder / RESULTS).exists():
-        check(folder, (DESCRIPTION, WEIGHTS))
-    record = load_extra(folder).get("encoder")
-    if record is None:
+    model, encoder = load_network(folder)
+    if encoder is None:
         raise SennError(
             f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown"
         )
-    try:
-        # Encodings of images say so; those of tables have no kind.
-        if isinstance(record, dict) and record.get("kind") == KIND:
-            frame = predict_images(load(folder), ImageEncoder.from_dict(record), data, proba)
-        else:
-            frame = _predict_table(folder, TableEncoder.from_dict(record), data, proba)
-    except RuntimeError as error:  # shapes or kinds of numbers that `senn fit` doesn't make
-        what = f"doesn't fit what it is said to be for: {first_line(error)}"
-        raise SennError(f"the network in {str(folder)!r} {what}") from error
+    if isinstance(encoder, ImageEncoder):
+        frame = predict_images(model, encoder, data, proba)
+    else:
+        frame = _predict_table(folder, model, encoder, data, proba)
     # Written only when all rows are predicted, so that no part of a file is left by an error.
     text = frame.to_csv(index=False)
     if out is None:
-        sys.stdout.write(text)
+        write_data(text)
     else:
         _write(out, text)
     return 0
 
 
 def _predict_table(
-    folder: Path, encoder: TableEncoder, tables: Sequence[str], proba: bool
+    folder: Path, model: nn.Module, encoder: TableEncoder, tables: Sequence[str], proba: bool
 ) -> pd.DataFrame:
     """Predict the rows of a table, in their order."""
     target = encoder.target
@@ -75,7 +65,6 @@ def _predict_table(
         raise SennError(
             f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}"
         )
-    model = load(folder)
     # Read as in training: categories as text, or "007" would be another category.
     x = encoder.transform(read_table(tables[0], text=encoder.text_columns).frame)
     values = outputs(model, torch.from_numpy(x))
@@ -94,7 +83,7 @@ def _write(path: Path, text: str) -> None:
     # Beside the file, since a rename to another file system fails.
     draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(encoded(text))  # names of classes needn't be valid text
         draft.replace(path)
     except OSError as error:
         raise SennError(f"{str(path)!r} can't be written: {error.strerror or error}") from error

@@ -37,7 +37,7 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
     text = page([_run_report(folder) for folder in folders])
     # The page is complete by now, so a failure leaves no empty folder behind.
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write(out, text.encode("utf-8"))
+    atomic_files.write(out, atomic_files.encoded(text))
     print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
     return 0
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from senn.cli.score_lines import confusion_lines, score_table, tested
-from senn.errors import SennError
-from senn.runs import HISTORY, RESULTS, SavedRun, read
+from senn.runs import SavedRun, read
 
 
 def run(*, folder: Path, json: bool) -> int:
@@ -23,20 +22,15 @@ def run(*, folder: Path, json: bool) -> int:
         Exit code.
 
     Raises:
-        SennError: the folder holds no run, or a damaged one.
+        SennError: the folder holds no run, or a damaged one (`senn.events.run_schema` says what a run has).
     """
     saved = read(folder)
     if json:
         document = _unfinished(saved) if saved.results is None else saved.results
         print(dumps(document, ensure_ascii=False))
         return 0
-    try:
-        lines = _so_far(saved) if saved.results is None else _lines(saved.results)
-        lines += _changes(saved)
-    # The checksums are right, but the records may be another program's, with other fields.
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        where = f"{str(folder / RESULTS)!r} or its {HISTORY}"
-        raise SennError(f"{where} is damaged: {type(error).__name__}: {error}") from error
+    lines = _so_far(saved) if saved.results is None else _lines(saved.results)
+    lines += _changes(saved)
     if saved.unfinished:
         # A resumable run beside finished results is another one, which was started with --overwrite.
         is_same = saved.results is None or saved.results["interrupted"]
@@ -69,14 +63,14 @@ def _so_far(saved: SavedRun) -> list[str]:
     if epochs:
         last = epochs[-1]
         size = f"hidden layers {_widths(last)}, {last['parameters']:,} parameters"
-        progress = f"epoch {last['epoch']} of {last['epochs']}"
-        lines.append(f"{progress}, {size}, {last['seconds']:.1f} seconds")
+        progress = f"epoch {last['epoch']} of {last.get('epochs', '?')}"
+        lines.append(f"{progress}, {size}, {last.get('seconds', 0.0):.1f} seconds")
     return lines
 
 
 def _widths(record: dict[str, Any]) -> str:
     # A network without hidden layers is one linear map.
-    return "-".join(map(str, record["architecture"])) or "none"
+    return "-".join(map(str, record.get("architecture", ()))) or "none"
 
 
 def _lines(results: dict[str, Any]) -> list[str]:
@@ -88,7 +82,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
         f"{data['name']}: {results['task']} of {_what(data)}",
         # No scores: a signal came, and there was no time left for the test.
         *score_table(results, tested(data)),
-        *confusion_lines(results.get("confusion"), data["classes"] or ()),
+        *confusion_lines(results.get("confusion"), data.get("classes") or ()),
         f"{size}, {results['seconds']:.1f} seconds, {choices}",
     ]
     if results["interrupted"]:
@@ -112,7 +106,7 @@ def _changes(saved: SavedRun) -> list[str]:
 
 
 def _change(record: dict[str, Any]) -> str:
-    realized = record["realized_decrease"]
+    realized = record.get("realized_decrease")
     # None: no round has measured the loss since, as after the last one.
     came = "" if realized is None else f", realized {realized:+.3g}"
     return f"  step {record['step']}: {record['text']}{came}"
@@ -121,6 +115,9 @@ def _change(record: dict[str, Any]) -> str:
 def _what(data: dict[str, Any]) -> str:
     """Say what is classified or predicted, and from how much data."""
     if data.get("kind") == "images":
-        size = " x ".join(map(str, data["shape"]))
-        return f"images of {size} into {len(data['classes']):,} classes, {data['train_rows']:,} training images"
-    return f"{data['target']!r} from {data['features']:,} features, {data['train_rows']:,} training rows"
+        size, classes = " x ".join(map(str, data.get("shape", ()))), data.get("classes") or ()
+        return f"images of {size} into {len(classes):,} classes, {data['train_rows']:,} training images"
+    features = data.get("features", 0)
+    return (
+        f"{data.get('target')!r} from {features:,} features, {data['train_rows']:,} training rows"
+    )

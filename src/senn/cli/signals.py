@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, which end a run between two steps if a step is short enough.
+"""Ctrl-C, SIGTERM and their like, which end a run between two steps if a step is short enough.
 
 Python runs a signal's handler between two bytecodes of the main thread, in the middle of a step of training or of a
 growth round. An exception there would leave a model half-changed, so the handler only sets a flag, which training reads
@@ -17,6 +17,8 @@ from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 SIGALRM = getattr(signal, "SIGALRM", None)
+ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
+"""Signals that ask a run to end: of a user, a system, a terminal that is closed, a limit of computing time."""
 GRACE_SECONDS = 0.7
 """Seconds that a step may go on after a signal.
 
@@ -45,7 +47,7 @@ class _TooLate(BaseException):
 
 
 class Signals:
-    """Handle SIGINT and SIGTERM, as a context: the first one raises `Interrupted`, later ones do nothing.
+    """Handle the signals in `ENDING`, as a context: the first one raises `Interrupted`, later ones do nothing.
 
     Inside `between_steps` the first one only sets `stopping`; `Interrupted` follows after `GRACE_SECONDS`.
 
@@ -62,8 +64,12 @@ class Signals:
     def __enter__(self) -> Signals:
         # Only the main thread may set handlers; elsewhere, as in a notebook's thread, nothing is caught.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._on_signal)
+            for name in ENDING:
+                number = getattr(signal, name, None)  # Windows has two of them
+                # nohup: the run is to outlive its terminal
+                is_ignored = name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
+                if number is not None and not is_ignored:
+                    self._former[number] = signal.signal(number, self._on_signal)
             if SIGALRM is not None:
                 self._former[SIGALRM] = signal.signal(SIGALRM, self._on_alarm)
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from typing import Any
 
@@ -145,7 +145,8 @@ class Frontier:
             figures = {
                 name: math.nan if value is None else value for name, value in one["figures"].items()
             }
-            points.append(FrontierPoint(**{**one, "figures": figures}))
+            known = {one_field.name: one[one_field.name] for one_field in fields(FrontierPoint)}
+            points.append(FrontierPoint(**{**known, "figures": figures}))
         return cls(points=tuple(points), units=record["units"], score_name=record["score_name"])
 
     def __str__(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 from torch import nn
 
 from senn import atomic_files
+from senn._text import one_line, printable
 from senn.errors import SennError
+from senn.events.run_schema import check_results
 from senn.export.atomic_folder import MARK, atomic_folder
 from senn.export.check import Exported
 from senn.export.python_folder import WEIGHTS, check_python, write_python
@@ -19,6 +20,8 @@ from senn.pytree import Inputs
 
 CONFIG, CARD, DESCRIPTION, FIGURE = "config.json", "README.md", "model.json", "growth.png"
 
+_MARKUP = frozenset("<>&`|*[]\\~#!$\"'")
+"""Characters that may begin markup; underscores inside a word don't, and names of columns are full of them."""
 _PLAIN = """\
 ## In plain PyTorch
 
@@ -83,13 +86,15 @@ def to_hub(
     ['README.md', 'config.json', 'model.safetensors', 'net.py']
     """
     name = name or Path(folder).resolve().name
-    files = [] if saved is None else _saved_files(Path(saved))
+    if results is not None:
+        check_results(results, "the record of the results")
+    files = {} if saved is None else _saved_files(Path(saved), results or {})
     with atomic_folder(folder, folder=True, overwrite=overwrite) as draft:
         # Always the same name, which `config.json` gives and the card's code imports.
         write_python(model, draft, "Net", preprocessing)
         # The saved weights replace those just written: `senn.load` checks them against model.json.
-        for file in files:
-            shutil.copyfile(file, draft / file.name)
+        for file_name, content in files.items():
+            (draft / file_name).write_bytes(content)
         config = _config(model, preprocessing, results or {})
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
         (draft / CONFIG).write_bytes(atomic_files.encoded(text))
@@ -105,14 +110,25 @@ def to_hub(
         return check_python(Path(folder), draft, model, inputs)
 
 
-def _saved_files(folder: Path) -> list[Path]:
-    """List the files that make `senn.load` read a copy of a saved model's folder, and the figure of its growth."""
-    files = [folder / WEIGHTS, folder / DESCRIPTION]
-    absent = [file for file in files if not file.is_file()]
+def _saved_files(folder: Path, results: Mapping[str, Any]) -> dict[str, bytes]:
+    """Read the files that make `senn.load` read a copy of a saved model's folder, and the figure of its growth."""
+    names = [WEIGHTS, DESCRIPTION]
+    absent = [name for name in names if not (folder / name).is_file()]
     if absent:
-        raise SennError(f"{str(folder)!r} holds no saved model: it lacks {absent[0].name}")
-    figure = folder / FIGURE
-    return [*files, figure] if figure.is_file() else files
+        raise SennError(f"{str(folder)!r} holds no saved model: it lacks {absent[0]}")
+    # What is uploaded is public, and the folder may be somebody else's: a figure only if the run vouches for it.
+    noted = results.get("files", {})
+    names += [FIGURE] if FIGURE in noted and (folder / FIGURE).is_file() else []
+    found = {}
+    for name in names:
+        digest = noted.get(name)
+        with (
+            atomic_files.open_named(folder / name)
+            if digest is None
+            else atomic_files.verified(folder / name, digest, digest["bytes"], "results.json")
+        ) as file:
+            found[name] = file.read()
+    return found
 
 
 def push_to_hub(
@@ -190,25 +206,31 @@ def model_card(
     Returns:
         The text of `README.md`.
     """
-    record, data = preprocessing or {}, results.get("data", {})
+    record: Mapping[str, Any] = preprocessing or {}
+    data: Mapping[str, Any] = results.get("data", {})
     # Names of tasks as the hub has them: image-classification, tabular-regression, ...
     kind = "image" if record.get("kind") == "images" else "tabular"
-    scores = {key: value for key, value in results.get("test", {}).items() if value is not None}
+    # Others than plain numbers, such as a table of classes, have no place in the hub's list of scores.
+    scores = {
+        key: value
+        for key, value in results.get("test", {}).items()
+        if isinstance(value, int | float)
+    }
     # The hub reads the YAML between the dashes: its filters, its widget and its table of results come from there.
     lines = ["---", "library_name: pytorch", "tags:", "- senn", "- pytorch"]
     if license:
         lines.append(f"license: {json.dumps(license)}")
     if "task" in results:
         task = f"{kind}-{results['task']}"
-        lines.append(f"pipeline_tag: {task}")
+        lines.append(f"pipeline_tag: {_yaml(task)}")
         lines += _model_index(name, task, str(data.get("name", "unknown")), scores)
-    lines += ["---", "", f"# {name}", "", _summary(model, record, results), ""]
+    lines += ["---", "", f"# {_plain(name)}", "", _summary(model, record, results), ""]
     if FIGURE in files:
         lines += [f"![How the network grew]({FIGURE})", ""]
     if scores:
         rows, unit = data.get("test_rows", 0), "images" if kind == "image" else "rows"
         lines += [f"On {rows:,} {unit} that were held out:", "", "| score | value |", "|---|---|"]
-        lines += [f"| {key} | {value:.4g} |" for key, value in scores.items()]
+        lines += [f"| {_plain(key)} | {value:.4g} |" for key, value in scores.items()]
         lines.append("")
     return "\n".join(lines) + _usage(model, record, DESCRIPTION in files)
 
@@ -219,19 +241,19 @@ def _model_index(
     data: str,
     scores: Mapping[str, float],
 ) -> list[str]:
-    """Write the scores as the hub's `model-index`; texts are JSON, which is YAML too and quotes everything."""
+    """Write the scores as the hub's `model-index`."""
     if not scores:
         return []
     metrics = []
     for key, value in scores.items():
-        metric = json.dumps({"type": key, "value": value})
+        metric = _yaml({"type": key, "value": value})
         metrics.append(f"    - {metric}")
-    about = json.dumps({"name": data, "type": data}, ensure_ascii=False)
+    about = _yaml({"name": data, "type": data})
     return [
         "model-index:",
-        f"- name: {json.dumps(name, ensure_ascii=False)}",
+        f"- name: {_yaml(name)}",
         "  results:",
-        f"  - task: {json.dumps({'type': task})}",
+        f"  - task: {_yaml({'type': task})}",
         f"    dataset: {about}",
         "    metrics:",
         *metrics,
@@ -299,6 +321,18 @@ def _listed(names: Any, most: int = 12) -> str:
 
 
 def _cell(text: object) -> str:
-    """Format a name as Markdown code, on one line; it is the user's, so it may hold backticks and line breaks."""
-    line = " ".join(str(text).replace("`", "'").split())
-    return f"`{line}`"
+    """Format a name as Markdown code, on one line; it is the user's, so it may hold anything."""
+    line = one_line(text).replace("`", "'")
+    # In code nothing is markup, but for what ends it; a page that ignores that must find no tag either.
+    return f"<code>{_plain(line)}</code>" if set(line) & set("<>&|") else f"`{line}`"
+
+
+def _plain(text: object) -> str:
+    """Write a text so that Markdown and HTML show it as it is."""
+    escaped = (f"&#{ord(mark)};" if mark in _MARKUP else mark for mark in one_line(text))
+    return "".join(escaped)
+
+
+def _yaml(value: Any) -> str:
+    """Write a value as JSON, which is YAML too and quotes every text."""
+    return printable(json.dumps(value, ensure_ascii=False))

@@ -13,7 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from senn import pytree
+from senn import atomic_files, pytree
+from senn._text import one_line
 from senn.errors import SennError
 from senn.export.atomic_folder import MARK, atomic_folder
 from senn.export.check import Exported, at_least_two, check, summarize_error
@@ -56,6 +57,7 @@ def predict(rows):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names needn't be valid text
     for prediction in predict(read_rows(sys.argv[1])):
         print(prediction)
 '''
@@ -70,6 +72,7 @@ def predict(paths):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # names needn't be valid text
     for path, prediction in zip(sys.argv[1:], predict(sys.argv[1:]), strict=True):
         print(path, prediction, sep="\\t")
 '''
@@ -131,7 +134,7 @@ def write_python(
         UnsupportedError: a part of the model can't be written as source.
         SennError: `preprocessing` isn't JSON-able.
     """
-    (folder / MARK).write_text(net_source(model, name, preprocessing), encoding="utf-8")
+    (folder / MARK).write_bytes(atomic_files.encoded(net_source(model, name, preprocessing)))
     # safetensors takes neither views nor tensors that share memory
     state = {}
     for key, tensor in model.state_dict().items():
@@ -142,7 +145,7 @@ def write_python(
             text = json.dumps(preprocessing, indent=1, ensure_ascii=False, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise SennError(f"preprocessing can't be written as JSON: {error}") from error
-        (folder / PREPROCESSING).write_text(text + "\n", encoding="utf-8")
+        (folder / PREPROCESSING).write_bytes(atomic_files.encoded(text + "\n"))
 
 
 def check_python(
@@ -236,7 +239,7 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
 
 def _docstring_safe(text: str) -> str:
     """Shorten a text of the user's and make it safe in a docstring, on one line."""
-    line = " ".join(text[:60].split())
+    line = one_line(text[:60])
     return line.replace("\\", "\\\\").replace('"', "'")
 
 

@@ -168,6 +168,11 @@ class GrowerMemory:
         """Widths of the channel groups that can change, in order of use."""
         return tuple(self._widths().values())
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of these channel groups."""
+        return tuple(self._widths())
+
     def state_dict(self) -> dict[str, Any]:
         """State that a grower of the same model and settings needs to go on: plain values and tensors, all copies.
 

@@ -59,8 +59,16 @@ class ConvNet(nn.Module):
     @property
     def hidden(self) -> tuple[int, ...]:
         """Current widths of the hidden layers: the rows of every map but the last, in order."""
-        maps = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        return tuple(layer.weight.shape[0] for layer in maps[:-1])
+        return tuple(layer.weight.shape[0] for _, layer in self._hidden_maps())
+
+    @property
+    def hidden_names(self) -> tuple[str, ...]:
+        """Names of the convolutions and linear maps of the hidden layers, in order."""
+        return tuple(name for name, _ in self._hidden_maps())
+
+    def _hidden_maps(self) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
+        modules = self.named_modules()
+        return [(name, one) for name, one in modules if isinstance(one, nn.Conv2d | nn.Linear)][:-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, (N, out_features), without a final activation."""

@@ -84,9 +84,17 @@ class MLP(nn.Module):
     @property
     def hidden(self) -> tuple[int, ...]:
         """Current widths of the hidden layers: the rows of every linear map but the last, in order."""
+        return tuple(linear.weight.shape[0] for _, linear in self._hidden_maps())
+
+    @property
+    def hidden_names(self) -> tuple[str, ...]:
+        """Names of the linear maps of the hidden layers, in order."""
+        return tuple(name for name, _ in self._hidden_maps())
+
+    def _hidden_maps(self) -> list[tuple[str, nn.Linear]]:
         # Of the body: the shortcut is a linear map, too, but no hidden layer.
-        linears = [module for module in self.body.modules() if isinstance(module, nn.Linear)]
-        return tuple(linear.weight.shape[0] for linear in linears[:-1])
+        modules = self.body.named_modules(prefix="body")
+        return [(name, one) for name, one in modules if isinstance(one, nn.Linear)][:-1]
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, (..., out_features), without a final activation."""

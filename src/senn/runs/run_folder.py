@@ -6,10 +6,10 @@ import errno
 import os
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -19,16 +19,17 @@ from senn.runs.saved_run import (
     FIGURE,
     FORMAT,
     HISTORY,
-    LONGEST,
+    MOST_WEIGHTS,
     NAME,
     REPORT,
     RESULTS,
     RUN,
     UNFINISHED,
     VERSION,
+    complete,
+    open_intact,
     read_about,
-    read_document,
-    read_intact,
+    read_results,
 )
 from senn.runs.unfinished_run import UnfinishedRun, discard, history_lines, remove
 
@@ -77,6 +78,7 @@ class RunFolder(UnfinishedRun):
         super().__init__(self.place / UNFINISHED, has_checkpoint=resume)
         self.draft, self._finished = self.home / "draft", self.home / "finished"
         self._lock: FileLock | None = None
+        self._refuse_if_at_work()
         self._refuse(overwrite, resume)
         self._made = [folder for folder in (self.place, *self.place.parents) if not folder.exists()]
         try:
@@ -104,6 +106,12 @@ class RunFolder(UnfinishedRun):
         except SennError:
             self._leave()
             raise
+
+    def _refuse_if_at_work(self) -> None:
+        """Refuse a folder that another process is still writing, before it is told what to do with what it holds."""
+        if (self.place / LOCK).is_file():
+            with suppress(OSError):  # of another user: whether it can be written is found out later
+                _lock(self.place).release()
 
     def _refuse(self, overwrite: bool, resume: bool) -> None:
         """Refuse a folder that holds anything that may not be replaced, or nothing to resume."""
@@ -151,11 +159,20 @@ class RunFolder(UnfinishedRun):
 
     def _arrive(self) -> None:
         """Copy the files of a finished run into place if a kill has interrupted that."""
-        if (self._finished / RESULTS).exists():
-            results = read_document(self._finished / RESULTS, FORMAT)
-            for name in results.get("files", {}):
-                read_intact(self._finished, results, name, LONGEST)
-            self._deliver(keep=results.get("interrupted") is True)
+        if complete(self.place) != self._finished:
+            return
+        results = read_results(self._finished)
+        names = results.get("files")
+        # The folder may be somebody else's: only what its results vouch for is delivered, under its own name.
+        if not isinstance(names, dict) or not all(map(_is_plain_name, names)):
+            raise SennError(f"{str(self._finished / RESULTS)!r} is damaged: it lists no files")
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(open_intact(self._finished, results, name, MOST_WEIGHTS))
+                for name in names
+            }
+            files[RESULTS] = stack.enter_context(atomic_files.open_named(self._finished / RESULTS))
+            self._deliver(files, keep=results.get("interrupted") is True)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -197,7 +214,7 @@ class RunFolder(UnfinishedRun):
 
     def _interrupted(self) -> bool:
         try:
-            return read_document(self.place / RESULTS, FORMAT).get("interrupted") is True
+            return read_results(self.place)["interrupted"] is True
         except SennError:
             return False
 
@@ -209,8 +226,7 @@ class RunFolder(UnfinishedRun):
 
     def write_results(self, document: Mapping[str, Any]) -> None:
         """Write the results and the checksums of all other files of the draft, after which no more may be written."""
-        contents = {file.name: file.read_bytes() for file in sorted(self.draft.iterdir())}
-        files = {name: atomic_files.file_digest(data) for name, data in contents.items()}
+        files = {file.name: _digest(file) for file in sorted(self.draft.iterdir())}
         head = {"format": FORMAT, "version": VERSION}
         (self.draft / RESULTS).write_bytes(
             atomic_files.to_checksummed_json(
@@ -231,12 +247,19 @@ class RunFolder(UnfinishedRun):
         )  # all files are on the disk before the name says that they are complete
         self.draft.rename(self._finished)
         atomic_files.sync(self.home)
-        self._deliver(keep)
+        with ExitStack() as stack:
+            files = {
+                file.name: stack.enter_context(file.open("rb"))
+                for file in sorted(
+                    self._finished.iterdir(), key=lambda file: (file.name == RESULTS, file.name)
+                )
+            }
+            self._deliver(files, keep)
 
-    def _deliver(self, keep: bool) -> None:
+    def _deliver(self, files: Mapping[str, BinaryIO], keep: bool) -> None:
         """Copy the finished files into place; until `results.json`, the last, `complete` still names their source."""
-        for file in sorted(self._finished.iterdir(), key=lambda file: file.name == RESULTS):
-            atomic_files.write(self.place / file.name, file.read_bytes())
+        for name, file in files.items():
+            atomic_files.write(self.place / name, file)
         for name in (FIGURE, REPORT):  # pictures of the run before
             old = self.place / name
             if (
@@ -253,6 +276,18 @@ def _is_report(page: Path) -> bool:
     """Return True if a page was made by `senn report`."""
     with page.open("rb") as file:
         return b'name="generator" content="senn"' in file.read(1000)
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    """Describe a file for `atomic_files.verified`, without reading it as a whole."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": atomic_files.digest_of(file)}
+
+
+def _is_plain_name(name: str) -> bool:
+    """Return True for the name of a file in the folder itself, which hides nothing."""
+    plain = name == Path(name).name and name.isprintable() and not name.startswith((".", "-"))
+    return bool(name) and plain and name != RESULTS
 
 
 def _ours(name: str) -> bool:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from senn import atomic_files
 from senn.errors import SennError
+from senn.events.run_schema import check_history, check_results
 from senn.runs.fit_options import FitOptions
 from senn.runs.record_names import current_record
 
@@ -24,8 +26,8 @@ NAME = re.compile(r"checkpoint-(\d{3,9})")
 """Name of a checkpoint's folder once it is complete."""
 LONGEST = 1 << 28
 """Upper limit of the bytes of a history, so that a damaged folder can't exhaust the memory."""
-_MOST_WEIGHTS = 1 << 40
-"""Upper limit of the bytes of a network."""
+MOST_WEIGHTS = 1 << 40
+"""Upper limit of the bytes of a network: 2^40 are more than any that is trained here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,10 +71,9 @@ def read(path: str | Path) -> SavedRun:
         raise SennError(f"{str(path)!r} holds no run (there is no {RESULTS})")
     about = read_about(home) if unfinished else {}
     if has_results:
-        results = read_document(place / RESULTS, FORMAT)
-        history = _parse_history(
-            read_intact(place, results, HISTORY, LONGEST), place / HISTORY, torn=False
-        )
+        results = read_results(place)
+        with open_intact(place, results, HISTORY, LONGEST) as file:
+            history = _parse_history(file.read(), place / HISTORY, torn=False)
     else:
         results, history = None, _read_unfinished_history(home, about)
     options = read_options(about, home) if unfinished else None
@@ -200,10 +201,39 @@ def intact_checkpoints(
 
 
 def complete(path: Path) -> Path:
-    """Return where a finished run's files are: in its folder, or where a kill left them on their way there."""
+    """Return where a finished run's files are: in its folder, or where a kill left them on their way there.
+
+    Raises:
+        SennError: what is unfinished there holds a link, or what is neither a file nor a folder.
+    """
+    refuse_links(path / UNFINISHED)
     # A kill while the files are copied leaves the folder a mixture of two runs.
     on_the_way = path / UNFINISHED / "finished"
     return on_the_way if (on_the_way / RESULTS).exists() else path
+
+
+def refuse_links(home: Path) -> None:
+    """Refuse an unfinished run with links and the like: senn makes none, and they lead to files of whoever resumes it.
+
+    Args:
+        home: folder of the unfinished run; it needn't exist.
+
+    Raises:
+        SennError: naming the first of them.
+    """
+    left = [home] if os.path.lexists(home) else []
+    while left:
+        path = left.pop()
+        try:
+            mode = os.lstat(path).st_mode
+            if stat.S_ISDIR(mode):
+                left += sorted(path.iterdir())
+                continue
+        except FileNotFoundError:  # the run is at work, and has removed it meanwhile
+            continue
+        if not stat.S_ISREG(mode):
+            what = "a link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
+            raise SennError(f"{str(path)!r} is {what}, which no unfinished run holds")
 
 
 def check(path: Path, names: Sequence[str]) -> None:
@@ -216,13 +246,30 @@ def check(path: Path, names: Sequence[str]) -> None:
     Raises:
         SennError: a file isn't the one that was written with the results.
     """
-    results = read_document(path / RESULTS, FORMAT)
+    results = read_results(path)
     for name in names:
-        read_intact(path, results, name, _MOST_WEIGHTS)
+        open_intact(path, results, name, MOST_WEIGHTS).close()
 
 
-def read_intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> bytes:
-    """Read a file that must have the checksum noted in its run's results.
+def read_results(place: Path) -> dict[str, Any]:
+    """Read the `results.json` of a run, and check every field.
+
+    Args:
+        place: where a finished run's files are, by `complete`.
+
+    Returns:
+        Its content.
+
+    Raises:
+        SennError: it is missing, damaged, or not what `senn fit` writes.
+    """
+    results = read_document(place / RESULTS, FORMAT)
+    check_results(results, repr(str(place / RESULTS)))
+    return results
+
+
+def open_intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> BinaryIO:
+    """Open a file that must have the checksum noted in its run's results.
 
     Args:
         folder: folder of the run.
@@ -231,14 +278,14 @@ def read_intact(folder: Path, results: Mapping[str, Any], name: str, most: int) 
         most: upper limit of its bytes.
 
     Returns:
-        The file's bytes.
+        The open file.
 
     Raises:
         SennError: it is missing, too large, or another file.
     """
     files = results.get("files")
     note = files.get(name) if isinstance(files, dict) else None
-    return atomic_files.verify_file(folder / name, note, most, RESULTS)
+    return atomic_files.verified(folder / name, note, most, RESULTS)
 
 
 def read_about(home: Path) -> dict[str, Any]:
@@ -302,8 +349,8 @@ def _parse_history(text: bytes, path: Path, *, torn: bool) -> list[dict[str, Any
         raise SennError(
             f"{str(path)!r} is damaged: it doesn't hold a JSON record per line"
         ) from error
-    if not all(
-        isinstance(record, dict) and isinstance(record.get("event"), str) for record in records
-    ):
+    if not all(isinstance(record, dict) for record in records):
         raise SennError(f"{str(path)!r} is damaged: it doesn't hold a record per line")
-    return [current_record(record) for record in records]
+    current = [current_record(record) for record in records]
+    check_history(current, repr(str(path)))
+    return current

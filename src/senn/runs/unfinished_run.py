@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from json import dumps
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from senn import atomic_files
 from senn.errors import SennError
@@ -18,6 +18,7 @@ from senn.runs.saved_run import (
     CHECKPOINT,
     FORMAT,
     HISTORY,
+    MOST_WEIGHTS,
     NUMBERS,
     RUN,
     STATE,
@@ -124,11 +125,11 @@ class UnfinishedRun:
         for old in sorted(checkpoints(self.home))[:-_KEPT]:
             discard(checkpoints(self.home)[old])
 
-    def newest(self) -> tuple[tuple[dict[str, Any], bytes] | None, list[str]]:
+    def newest(self) -> tuple[tuple[dict[str, Any], BinaryIO] | None, list[str]]:
         """Read the newest intact checkpoint.
 
         Returns:
-            Its state and the bytes of its tensors, None if there is none; a sentence for each damaged checkpoint.
+            Its state and the open file of its tensors, None if there is none; a sentence for each damaged checkpoint.
 
         Raises:
             SennError: a checkpoint belongs to another run.
@@ -139,9 +140,8 @@ class UnfinishedRun:
             try:
                 if not isinstance(document.get("state"), dict):
                     raise SennError(f"{str(folder / STATE)!r} is damaged: it holds no state")
-                # 2^40 bytes are more than any model trained here has.
-                numbers = atomic_files.verify_file(
-                    folder / NUMBERS, document.get("numbers"), 1 << 40, STATE
+                numbers = atomic_files.verified(
+                    folder / NUMBERS, document.get("numbers"), MOST_WEIGHTS, STATE
                 )
                 return (document["state"], numbers), reasons
             except SennError as error:

@@ -42,8 +42,8 @@ class Callback:
 
         Args:
             record: `event` ("start"), `task`, `epochs`, `steps` (planned totals), `train_rows`, `validation_rows`,
-                `architecture` (list of hidden widths), `parameters`, `optimizer`, `policy`, `flops` (floating-point
-                operations of a forward pass, per row).
+                `architecture` (list of hidden widths), `layers` (their names), `parameters`, `optimizer`, `policy`,
+                `flops` (floating-point operations of a forward pass, per row).
         """
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:

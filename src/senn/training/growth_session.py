@@ -288,12 +288,8 @@ class GrowthSession:
             **_size(self._running.grower.model),
         }
         # Widths are known from the first round on; every record since then has them.
-        known = next(
-            (one["architecture"] for one in reversed(self.history) if "architecture" in one), None
-        )
-        if known is not None:
-            record["architecture"] = known
-        self._tell(record)
+        known = next((one for one in reversed(self.history) if "architecture" in one), {})
+        self._tell(record | {key: known[key] for key in ("architecture", "layers") if key in known})
 
     def close(self, step: int) -> None:
         """Complete the records; call it when training has ended.

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 from senn import html
+from senn._text import printable
 from senn.training.callbacks import Callback
 from senn.training.round_records import Record
 
@@ -73,6 +74,19 @@ def _change_line(record: Mapping[str, Any]) -> str:
     return f"step {record['step']}: {record['text']}"
 
 
+def taken_back_line(records: Sequence[Mapping[str, Any]]) -> str:
+    """Say in one line what a round tried and took back, before what it did change is told.
+
+    Args:
+        records: the records of one round's attempts, or of a return to earlier weights.
+    """
+    head = f"step {records[0]['step']}: "
+    if len(records) == 1:
+        return head + str(records[0]["text"])
+    # Of removals fewer and fewer are tried until the validation rows allow them; the last attempt says why not more.
+    return f"{head}{len(records)} attempts were taken back, the last since {records[-1]['text']}"
+
+
 def _end_line(record: Mapping[str, Any]) -> str:
     return f"training ended: {record['reason']}; {record['kept']}"
 
@@ -88,9 +102,25 @@ class LinesCallback(Callback):
     def __init__(self, console: Console | None = None, seconds: float = 10.0) -> None:
         self.console, self.seconds = console, seconds
         self._last = time.monotonic()
+        self._taken_back: list[Mapping[str, Any]] = []
+
+    def on_rollback(self, record: Mapping[str, Any]) -> None:
+        """Keep what was taken back until the round's attempts are over, which are one line."""
+        self._taken_back.append(record)
+
+    def tell_taken_back(self) -> None:
+        """Show what was taken back."""
+        if self._taken_back:
+            self._print(taken_back_line(self._taken_back))
+            self._taken_back = []
+
+    def on_growth_round(self, record: Mapping[str, Any]) -> None:
+        """Show what was taken back before: weights that an earlier epoch had."""
+        self.tell_taken_back()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Show the state, if it is time for a line."""
+        self.tell_taken_back()
         epoch, epochs = record["epoch"], record["epochs"]
         is_tenth = epoch % max(1, epochs // 10) == 0
         if is_tenth or time.monotonic() - self._last > self.seconds:
@@ -99,6 +129,7 @@ class LinesCallback(Callback):
 
     def on_growth(self, record: Mapping[str, Any]) -> None:
         """Show the change of size."""
+        self.tell_taken_back()
         self._print(_change_line(record), _COLORS.get(record["kind"], ""))
 
     def on_fault(self, record: Mapping[str, Any]) -> None:
@@ -107,16 +138,17 @@ class LinesCallback(Callback):
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Show the reason why training ended."""
+        self.tell_taken_back()
         self._print(_end_line(record))
 
     def _print(self, line: str, style: str = "") -> None:
         if self.console is None:
-            print(line)
+            print(printable(line))
             return
         from rich.text import Text
 
         # Text with a style of its own: one given to `print` would color the bar, too.
-        self.console.print(Text(line, style), soft_wrap=True)
+        self.console.print(Text(printable(line), style), soft_wrap=True)
 
 
 class LiveCallback(LinesCallback):
@@ -151,6 +183,7 @@ class LiveCallback(LinesCallback):
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
         """Move the bar on by an epoch."""
+        self.tell_taken_back()
         self._progress.update(
             self._task, completed=record["epoch"], description=short_state_line(record)
         )

@@ -31,6 +31,10 @@ class Growing(Protocol):
     def architecture(self) -> tuple[int, ...]:
         """Widths as they go into the records."""
 
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers that have these widths."""
+
 
 class RoundRecorder:
     """Runs rounds of growth and records them: what was considered, what failed, what changed, what came of it.
@@ -82,6 +86,7 @@ class RoundRecorder:
         n_rejections = len(grower.rejections)
         previous = grower.last_round
         widths = grower.architecture if self._widths_before else None
+        names = list(grower.layer_names) if self._widths_before else None
         events: list[GrowthEvent] = []
         failure: Exception | None = None
         try:
@@ -98,7 +103,8 @@ class RoundRecorder:
         # A round that failed early has scored nothing: its record would be that of the round before.
         current = grower.last_round
         if current is not None and current is not previous:
-            self._tell(growth_round_record(current, epoch, step, widths))
+            about = growth_round_record(current, epoch, step, widths)
+            self._tell(about if names is None else {**about, "layers": names})
         if failure is not None:
             self._tell(failure_record(failure, epoch, step))
         for reason in grower.rejections[n_rejections:]:
@@ -106,6 +112,7 @@ class RoundRecorder:
         for event in events:
             # All records of a round have the widths after all of its changes.
             record = event_record(event, epoch, step, grower.architecture)
+            record["layers"] = list(grower.layer_names)
             self._unrealized.append((event, record))
             self._tell(record)
         return events

@@ -8,7 +8,12 @@ from senn.training.metric import as_metric
 from senn.training.round_records import Record
 from senn.training.run_state import RunState
 from senn.training.train_config import Task, TrainConfig
-from senn.training.train_result import TrainResult, architecture, count_parameters
+from senn.training.train_result import (
+    TrainResult,
+    architecture,
+    count_parameters,
+    layer_names,
+)
 
 
 def start_record(
@@ -117,6 +122,7 @@ def outcome(result: TrainResult) -> Record:
     """
     return {
         "architecture": list(result.architecture),
+        "layers": list(layer_names(result.model)),
         "parameters": result.parameters,
         "seconds": result.seconds,
         "best_epoch": result.best_epoch,
@@ -129,7 +135,11 @@ def outcome(result: TrainResult) -> Record:
 
 
 def _sizes(model: nn.Module) -> Record:
-    return {"architecture": list(architecture(model)), "parameters": count_parameters(model)}
+    return {
+        "architecture": list(architecture(model)),
+        "layers": list(layer_names(model)),
+        "parameters": count_parameters(model),
+    }
 
 
 def _policy_name(recipe: TrainConfig) -> str | None:

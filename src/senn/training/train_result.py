@@ -57,6 +57,11 @@ def architecture(model: nn.Module) -> tuple[int, ...]:
     return tuple(getattr(model, "hidden", ()))
 
 
+def layer_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the layers that `architecture` has the widths of; empty if the model doesn't tell."""
+    return tuple(getattr(model, "hidden_names", ()))
+
+
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -21,7 +21,7 @@ from senn.optim import NaturalGradient
 from senn.training.builders import build_grower, build_optimizer, loss_function
 from senn.training.data_parallel import joint_gradient
 from senn.training.train_config import Task, TrainConfig
-from senn.training.train_result import architecture
+from senn.training.train_result import architecture, layer_names
 
 _Tensors = tuple[Tensor, ...] | list[Tensor]
 Batch = tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]
@@ -214,6 +214,11 @@ class TrainStep:
     def architecture(self) -> tuple[int, ...]:
         """Widths of the model's hidden layers, as they go into the records."""
         return architecture(self.model)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the layers that have these widths."""
+        return layer_names(self.model)
 
     @property
     def events(self) -> list[GrowthEvent]:

@@ -56,6 +56,8 @@ class ImageEncoder:
             )
         if len(self.labels) < 2:
             raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
+        if len(set(self.labels)) < len(self.labels):
+            raise SennError("two classes have the same label")
 
     def read(
         self, sources: Sequence[str]

@@ -28,6 +28,11 @@ class TableEncoder:
     columns: tuple[Column, ...]
     target: Target
 
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns] + [self.target.name]
+        if len(set(names)) < len(names):
+            raise SennError("the encoding of the table has two columns of one name")
+
     @classmethod
     def fit(
         cls,

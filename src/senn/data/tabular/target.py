@@ -41,6 +41,8 @@ class Target:
     def __post_init__(self) -> None:
         if self.task == "classification" and len(self.labels) < 2:
             raise SennError(f"classes need two labels at least, and there are {len(self.labels)}")
+        if len({text(label) for label in self.labels}) < len(self.labels):
+            raise SennError("two classes have the same label")
         if not self.scale > 0:
             raise SennError(f"a scale must be positive, and {self.scale:g} isn't")
 

@@ -1,5 +1,6 @@
 "use strict";
-// Which layer is which over time. Records give the widths in order of use, and changes name the places in the network.
+// Which layer is which over time. Records give names and widths in order of use; those of older versions of senn give
+// widths alone, beside which changes name the places in the network.
 
 /** All ways to choose `some` of the places 0..all-1 for new layers; of very many, those without a gap. */
 function choices(all, some) {
@@ -46,10 +47,30 @@ function misfit(before, after, fresh, changes) {
 }
 
 /**
- * The layers after some changes: [{id, name, width, came, went, fresh}], in order of use.
- * before: the same before them. after: widths. changes: records of growth of one round.
+ * The layers after some changes, by their names. An inserted layer takes its map's place, and the map lies deeper from
+ * then on: "body.2" becomes "body.2.1".
  */
-function follow(before, after, changes, nextId) {
+function followNames(before, after, names, changes, nextId) {
+  const own = new Map(before.filter((layer) => names.includes(layer.name)).map((layer) => [layer.name, layer]));
+  for (const layer of before.filter((one) => one.name !== null && !own.has(one.name))) {
+    const deeper = names.filter((name) => name.startsWith(layer.name + ".") && !before.some((one) => one.name === name));
+    const same = deeper.filter((name) => after[names.indexOf(name)] === layer.width);
+    if (deeper.length) own.set((same.length ? same : deeper).pop(), layer);
+  }
+  return after.map((width, at) => {
+    const name = names[at], layer = own.get(name);
+    if (!layer) return { id: nextId(), name, width, came: before.length ? width : 0, went: 0, fresh: before.length > 0 };
+    const change = changes.find((one) => one.kind !== "insert" && (one.place === name || one.place === layer.name));
+    return { id: layer.id, name, width, came: Math.max(0, width - layer.width), went: Math.max(0, layer.width - width), which: (change || {}).removed_units, fresh: false };
+  });
+}
+
+/**
+ * The layers after some changes: [{id, name, width, came, went, fresh}], in order of use.
+ * before: the same before them. after: widths. changes: records of growth of one round. names: of the layers, if known.
+ */
+function follow(before, after, changes, nextId, names) {
+  if (names && names.length === after.length) return followNames(before, after, names, changes, nextId);
   const added = after.length - before.length;
   if (added < 0) return after.map((width, at) => ({ ...(before[at] || { id: nextId() }), name: null, width, came: 0, went: 0, fresh: false }));
   let best = null, least = Infinity;

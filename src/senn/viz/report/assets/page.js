@@ -63,7 +63,7 @@ function build() {
   const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if the decrease of the loss expected of it exceeds its price, after an allowance for its uncertainty and for a new layer's slower start; the margin is what remains. A round adds at few places only, so a candidate with a smaller margin than others may wait for a later round.");
   section("rounds", "Why it changed", why, several ? stories.map((story, at) => [el("h3", {}, story.name), el("details", {}, el("summary", {}, "All rounds"), lists[at].element)]) : lists[0].element);
   section("final", several ? "Settings and code" : stories[0].end || stories[0].results ? "The network at the end" : "The network so far", finalBox);
-  player.show(about.live ? player.steps.length - 1 : player.kept);
+  if (about.live) player.show(player.steps.length - 1); else player.showKept();
   return drawCharts();
 }
 

@@ -197,7 +197,7 @@ class Player {
     this.slider.max = Math.max(0, this.steps.length - 1);
     this.changes = single ? this.stories[0].moments.flatMap((moment, at) => (moment.kind === "round" && moment.round.changes.length ? [at] : []))
       : this.steps.flatMap((step, at) => (this.stories.some((story) => story.rounds.some((round) => round.changes.length && round.step === step)) ? [at] : []));
-    const kept = this.stories.length === 1 ? this.stories[0].moments.findIndex((moment) => moment.kind === "epoch" && this.stories[0].kept && moment.epoch === this.stories[0].kept.epoch) : -1;
+    const kept = single ? this.stories[0].keptMoment : -1;
     this.kept = kept < 0 ? this.steps.length - 1 : kept;
     const kind = (at) => (single ? kindOf(this.stories[0].moments[at].round) : "widen");
     this.marks.replaceChildren(...this.changes.map((at) => {
@@ -210,6 +210,17 @@ class Player {
 
   moments(position) {
     return this.stories.map((story) => (this.stories.length === 1 ? position : story.at(this.steps[position])));
+  }
+
+  /** The networks that are kept: several runs keep those of different steps, so no position of the slider shows them all. */
+  showKept() {
+    this.show(this.kept);
+    if (this.stories.length === 1 || !this.stories.every((story) => story.keptMoment >= 0)) return;
+    const moments = this.stories.map((story) => story.keptMoment);
+    this.pictures.forEach((picture, at) => picture.draw(moments[at]));
+    this.tell(this.kept, moments);
+    this.where.replaceChildren("The networks that are kept");
+    this.slider.setAttribute("aria-valuetext", this.where.textContent);
   }
 
   show(position) {

@@ -79,7 +79,7 @@ function roundDetails(story, round, goTo) {
     Object.entries(record.eta_by_map || {}).map(([name, value]) => `${name} ${num(value)}`).join(", "), ".") : el("p", { class: "note" }, "The candidates of this round weren't recorded.");
   return [
     looked,
-    ...round.rollbacks.map((one) => el("p", { class: "rolled" }, `Rolled back: ${one.text}`)),
+    ...round.rollbacks.map((one) => el("p", { class: "rolled" }, cap(one.text))),
     round.changes.length ? changeTable(round) : null,
     record && (record.rows || []).length ? candidateTable(story, round) : null,
     el("p", {}, el("a", { href: "#network", onclick: () => goTo(round) }, "Show in the picture")),
@@ -95,7 +95,7 @@ class Rounds {
     this.items = [];
     this.list = el("ol", { class: "rounds" });
     const counts = el("select", { id: `${prefix}filter`, onchange: () => this.filter() },
-      [["all", "all rounds"], ["changed", "with a change of size"], ["nothing", "without a change"], ["rollback", "rolled back"]].map(([value, text]) => el("option", { value }, text)));
+      [["all", "all rounds"], ["changed", "with a change of size"], ["nothing", "without a change"], ["rollback", "taken back"]].map(([value, text]) => el("option", { value }, text)));
     this.select = counts;
     this.said = el("span", { class: "note", role: "status" });
     this.element = el("div", { class: "list" }, el("p", { class: "filter" }, el("label", { for: `${prefix}filter` }, "Show "), counts, " ", this.said), this.list);

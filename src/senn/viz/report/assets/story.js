@@ -20,8 +20,8 @@ class Story {
     const nextId = () => ids++;
     const now = { parameters: null, flops: null };
     let round = null;
-    const moment = (record, architecture, changes, kind) => {
-      if (architecture) layers = follow(layers, architecture, changes, nextId);
+    const moment = (record, { architecture, layers: names }, changes, kind) => {
+      if (architecture) layers = follow(layers, architecture, changes, nextId, names);
       this.moments.push({ kind, step: record.step, epoch: record.epoch, layers, parameters: now.parameters, flops: now.flops, round });
       layers = layers.map((layer) => ({ ...layer, came: 0, went: 0, fresh: false }));
     };
@@ -31,7 +31,7 @@ class Story {
       for (const change of round.changes) if (known(now.parameters)) now.parameters += change.parameters;
       const last = round.changes[round.changes.length - 1];
       round.moment = this.moments.length;
-      moment(round, last ? last.architecture : null, round.changes, "round");
+      moment(round, last || {}, round.changes, "round");
       round = null;
     };
     const begin = (record) => {
@@ -43,7 +43,7 @@ class Story {
       if (record.event === "growth_round") {
         begin(record);
         round.record = record;
-        if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId); // unknown before
+        if (!layers.length && record.architecture) layers = follow(layers, record.architecture, [], nextId, record.layers); // unknown before
         const last = this.rounds[this.rounds.length - 2];
         // live, changes were recorded before theirs was known; senn 0.1 had one figure for all
         if (last) last.changes.forEach((change, at) => {
@@ -63,12 +63,13 @@ class Story {
         if (record.event === "start" || record.event === "epoch") {
           Object.assign(now, { parameters: record.parameters, flops: record.flops });
           if (record.event === "start") this.start = record; else this.epochs.push(record);
-          moment(record, record.architecture, [], record.event);
+          moment(record, record, [], record.event);
         }
       }
     }
     settle();
     this.kept = this.end && this.end.best_epoch !== undefined ? this.epochs.find((epoch) => epoch.epoch === this.end.best_epoch) || null : null;
+    this.keptMoment = this.kept ? this.moments.findIndex((one) => one.kind === "epoch" && one.epoch === this.kept.epoch) : -1;
     this.widest = Math.max(1, ...this.moments.flatMap((one) => one.layers.map((layer) => layer.width + layer.went)));
     this.lastStep = this.moments.length ? this.moments[this.moments.length - 1].step : 0;
   }
@@ -111,8 +112,9 @@ const kindOf = (round) => ["insert", "prune", "widen"].find((kind) => round.chan
 
 /** What became of a round, in one sentence. */
 function verdict(story, round) {
-  if (round.changes.length) return cap(round.changes.map(changed).join("; "));
-  if (round.rollbacks.length) return "Rolled back: the change failed its verification";
+  const made = round.changes.map(changed).join("; ");
+  if (round.rollbacks.length) return made ? `${cap(made)}, after ${plural(round.rollbacks.length, "attempt")} ${round.rollbacks.length > 1 ? "were" : "was"} taken back` : "Taken back: nothing was changed";
+  if (made) return cap(made);
   return story.candidates(round).length ? "No candidate was worth its price" : "There were no candidates";
 }
 

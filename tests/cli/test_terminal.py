@@ -1,0 +1,85 @@
+"""Standard output that takes no more, has gone, or is a terminal that obeys what is written to it."""
+
+import io
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from senn._text import one_line, printable, shortened
+from senn.cli.main import main
+from senn.cli.terminal import GuardedStream, outliving_readers
+
+
+class TestText:
+    def test_control_characters_are_escapes(self):
+        assert printable("a\tb\nc") == "a\tb\nc"
+        assert printable("\x1b[31m\r\x7f") == "\\x1b[31m\\x0d\\x7f"
+        assert printable("caf\udce9\u202e\x9b") == "caf\\udce9\\u202e\\u009b"
+        assert printable("größe ☂ 👩‍🚀") == "größe ☂ 👩‍🚀"
+        assert one_line("two\r\n lines\x07") == "two lines\\x07"
+
+    def test_long_sentences_lose_their_middle(self):
+        text = shortened("begin" + "x" * 5000 + "end", 100)
+        assert (text[:5], text[-3:]) == ("begin", "end")
+        assert len(text) < 120
+
+
+class Failing(io.StringIO):
+    """A stream that takes so many texts."""
+
+    def __init__(self, most):
+        super().__init__()
+        self.most = most
+
+    def write(self, text):
+        self.most -= 1
+        if self.most < 0:
+            raise BrokenPipeError(32, "Broken pipe")
+        return super().write(text)
+
+
+def test_a_run_outlives_its_reader_and_says_so_once(monkeypatch):
+    out, err = GuardedStream(Failing(2), "standard output"), GuardedStream(io.StringIO(), "err")
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with outliving_readers():
+        for line in "abc":
+            print(line)
+    assert out.stream.getvalue() == "a\n"
+    assert err.stream.getvalue() == (
+        "senn: standard output takes no more (Broken pipe), so the run goes on in silence\n"
+    )
+
+
+def test_what_only_prints_fails(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", GuardedStream(Failing(0), "standard output"))
+    with pytest.raises(BrokenPipeError):
+        print("a")
+
+
+def fit(folder, out, err=subprocess.PIPE, **options):
+    argv = [sys.executable, "-m", "senn", "fit", "wine", "--epochs", "2", "--out", str(folder)]
+    return subprocess.run(argv, stdout=out, stderr=err, text=True, check=False, **options)
+
+
+def test_a_full_disk_behind_standard_output_ends_no_training(tmp_path):
+    full = pathlib.Path("/dev/full")
+    if not full.exists():
+        pytest.skip("there is no /dev/full here")
+    with full.open("w") as nowhere:
+        done = fit(tmp_path / "run", nowhere)
+    assert done.returncode == 0
+    assert "No space left on device), so the run goes on in silence" in done.stderr
+    assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_closed_streams_end_no_training_and_take_no_files_number(tmp_path):
+    def close():
+        for number in (0, 1, 2):
+            os.close(number)
+
+    assert fit(tmp_path / "run", None, None, preexec_fn=close).returncode == 0
+    assert main(["show", str(tmp_path / "run")]) == 0  # every file is intact
