@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from senn.policies import Policy as Policy
     from senn.policies import PricePolicy as PricePolicy
     from senn.pytree import Arguments as Arguments
+    from senn.training.trained_run import TrainedRun as TrainedRun
+    from senn.training.trained_run import load_run as load_run
     from senn.verification.analysis import analyze as analyze
     from senn.verification.analysis import explain as explain
 
@@ -52,11 +54,13 @@ _HOME = {
     "SENNRegressor": "senn.integrations.sklearn",
     "SennError": "senn.errors",
     "SurgeryError": "senn.errors",
+    "TrainedRun": "senn.training.trained_run",
     "UnsupportedError": "senn.errors",
     "analyze": "senn.verification",
     "explain": "senn.verification",
     "frontier": "senn.grower",
     "load": "senn.checkpoint",
+    "load_run": "senn.training.trained_run",
     "save": "senn.checkpoint",
 }
 _PACKAGES = ("export", "graph", "nn", "optim")

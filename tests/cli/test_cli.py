@@ -251,7 +251,7 @@ class TestFit:
             ("a,y\n" + ",x\n,z\n" * 9, "no column is left to predict 'y' from ('a' is empty)"),
             ("y\n" + "x\nz\n" * 9, "no column is left"),
             ("a,y\n" + "1,x\ninf,z\n" * 9, "column 'a', row "),
-            ("a,y\n" + "1,x\n2,\n" * 9, "target 'y' is missing in 9 rows, the first being row 2"),
+            ("a,y\n" + "1,x\n2,\n" * 9, "target 'y' holds a single class ('x')"),
             ("a,y\n" + "1,.5\n2,inf\n" * 9, "'y', row 2: 'inf' is infinite"),
             ("a,a,y\n" + "1,2,x\n2,1,z\n" * 9, "two columns named 'a'"),
             ("a,y\n" + "1,x\n2,z\n3,x\n4,z\n" * 4 + "oops,x\n5,z\n", "row 17: 'oops'"),

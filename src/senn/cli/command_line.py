@@ -11,6 +11,7 @@ from typing import NamedTuple, NoReturn
 
 from senn.cli.growth_options import add_growth_options, positive_integer
 from senn.cli.option_types import Once, column_kind, fraction, port, seed
+from senn.cli.reading_options import add_reading_options
 from senn.errors import SennError
 
 
@@ -73,12 +74,15 @@ The exit code is 2 for bad input, 130 after Ctrl-C and 143 after SIGTERM. The la
 best network so far, and all that is needed to resume.""",
     "predict": """\
 Predict the rows of another table, or the classes of other images, with a network made by
-'senn fit'. Columns are found by name, in any order; images are resized like those of training.
-Files that can't be read are named and left out.
+'senn fit'. Columns are found by name, in any order, and read as in training; categories that training
+never saw and numbers that are written otherwise are counted on stderr. Images are resized like
+those of training; files that can't be read are named and left out.
 
 examples:
   senn predict runs/people new.csv
   senn predict runs/people new.csv --proba --out predictions.csv
+  senn predict runs/people new.parquet --keep id --out predictions.parquet
+  zcat new.csv.gz | senn predict runs/people -
   senn predict runs/photos holiday/ portrait.jpg --proba""",
     "show": """\
 Show the scores and the architecture of a run, and every change of size with the decrease of the
@@ -182,9 +186,9 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         "data",
         metavar="DATA",
         nargs="?",
-        help="a table: a CSV, TSV, Parquet or NPZ file, or digits, breast-cancer, wine, diabetes, "
-        "moons; or images: a folder with a subfolder for each class, or with IDX or Parquet files, "
-        "or mnist, cifar-10, tiny-imagenet",
+        help="a table: text such as CSV, Parquet, Feather, JSON lines, Excel, Stata or NPZ, as it is or packed (.gz, "
+        ".zip), - for standard input, or digits, breast-cancer, wine, diabetes, moons; or images: a folder with a "
+        "subfolder for each class, or with IDX or Parquet files, or mnist, cifar-10, tiny-imagenet",
     )
     add = command.add_argument_group("data").add_argument
     add(
@@ -229,6 +233,7 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         metavar="COL",
         help="hold out the latest rows by this column of dates or numbers, for the test and, before them, validation",
     )
+    add_reading_options(add)
 
 
 def _add_image_options(images: argparse._ArgumentGroup) -> None:
@@ -304,10 +309,23 @@ def _predict(command: argparse.ArgumentParser) -> None:
         "data",
         metavar="NEW",
         nargs="+",
-        help="a table with the columns of the training table (others are ignored), or images: files or folders",
+        help="a table with the columns of the training table (others are ignored), as for fit, or - for standard "
+        "input; or images: files or folders",
     )
     add("--proba", action="store_true", help="add the probability of each class")
-    add("--out", type=Path, metavar="FILE", help="CSV file to write (default: standard output)")
+    add(
+        "--keep",
+        action="append",
+        metavar="COL",
+        help="write this column of the table before the predictions, such as a key; may be repeated",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="file to write: .csv, .tsv, .parquet, .feather or .jsonl (default: CSV on standard output)",
+    )
+    add_reading_options(add)
 
 
 def _show(command: argparse.ArgumentParser) -> None:

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from senn.atomic_files import encoded
-from senn.cli.saved_network import load_network
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.data.images.image_encoder import KIND
 from senn.errors import SennError
 from senn.export import Exported, to_hub, to_onnx, to_pt2, to_python
 from senn.runs import RESULTS, complete, read
+from senn.training.saved_network import load_network
 
 EXAMPLES = 8
 """Samples in the batch on which what was exported is held against the network."""

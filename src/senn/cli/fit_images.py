@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from senn.cli.metrics import probabilities
 from senn.cli.prepared_data import (
     FEWEST_ROWS,
     check_start,
@@ -43,6 +40,7 @@ from senn.training.image_training import (
     train_images,
 )
 from senn.training.run_state import Checkpointer
+from senn.training.trained_run import image_outputs
 
 SMALLEST, LARGEST = 8, 512
 """Least and largest side of `--image-size`, in pixels: below, convolutions see no shapes; above, memory runs out."""
@@ -179,7 +177,7 @@ class ImagePreparation:
 
     def test_outputs(self, model: nn.Module) -> NDArray[Any]:
         """Compute a network's outputs for the test part, (images, classes)."""
-        return image_outputs(model, self.encoder, planes(self.test_part)).numpy()
+        return image_outputs(model, self.encoder, planes(self.test_part))
 
     def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return pixels (images, numbers) from 0 to 1 and classes of the training part, for baselines."""
@@ -235,24 +233,6 @@ def _images(count: int) -> str:
     return f"{count:,} image{'s' * (count != 1)}"
 
 
-@torch.no_grad()
-def image_outputs(model: nn.Module, encoder: ImageEncoder, pixels: NDArray[np.uint8]) -> Tensor:
-    """Compute a network's outputs for images, in batches.
-
-    Args:
-        model: network of `senn fit`.
-        encoder: encoding of its images.
-        pixels: (n, channels, side, side) uint8.
-
-    Returns:
-        (n, classes) float64 logits.
-    """
-    standard = ChannelStats(mean=encoder.mean, std=encoder.std)
-    return torch.cat(
-        [model(standard(part)) for part in torch.split(_tensor(pixels), _AT_ONCE)]
-    ).double()
-
-
 def prepare_images(options: FitOptions) -> ImagePreparation:
     """Read and split images, and choose their recipe, before anything is written.
 
@@ -267,7 +247,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     """
     refuse_options(
         options,
-        ("target", "column", "test", "group", "time", "ascent_steps"),
+        ("target", "column", "test", "group", "time", "encoding", "decimal", "ascent_steps"),
         "tables, and {data} holds images",
     )
     if options.task == "regression":
@@ -301,54 +281,3 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         recipe=replace(recipe, monitor=scorer.metric),
         scorer=scorer,
     )
-
-
-def predict_images(
-    model: nn.Module, encoder: ImageEncoder, sources: Sequence[str], proba: bool
-) -> pd.DataFrame:
-    """Predict the classes of images; files that can't be read are named on stderr.
-
-    Args:
-        model: network of `senn fit`.
-        encoder: encoding of its images.
-        sources: files and folders.
-        proba: add the probability of each class.
-
-    Returns:
-        A row for each image that can be read: `file`, `prediction`, and with `proba` a column for each class.
-
-    Raises:
-        SennError: no image can be read, or a source doesn't exist.
-    """
-    names: list[str] = []
-    values: list[NDArray[np.float64]] = []
-    reasons: list[str] = []
-    for found, pixels, left_out in encoder.read(sources):
-        names += found
-        reasons += [one.reason for one in left_out]
-        if found:
-            values.append(
-                image_outputs(
-                    model, encoder, planes(Images(pixels, np.zeros(len(found), np.int64)))
-                ).numpy()
-            )
-    if not names:
-        raise SennError(f"no image can be read: {reasons[0]}")
-    if reasons:
-        print(f"senn: left out {_images(len(reasons))} that can't be read:", file=sys.stderr)
-        print("\n".join(f"senn: {' '.join(reason.split())}" for reason in reasons), file=sys.stderr)
-    # In float64, so that probabilities of many classes add up to one.
-    outputs = np.concatenate(values)
-    columns = {
-        "file": pd.Series(names, dtype=object),
-        "prediction": pd.Series(
-            [encoder.labels[at] for at in outputs.argmax(axis=1)], dtype=object
-        ),
-    }
-    if proba:
-        chances = probabilities(outputs)
-        columns |= {
-            f"probability {label}": pd.Series(chances[:, at])
-            for at, label in enumerate(encoder.labels)
-        }
-    return pd.DataFrame(columns)

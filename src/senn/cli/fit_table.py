@@ -31,6 +31,7 @@ from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.table_encoder import check_names, listed
 from senn.data.tabular.table_notes import index_columns
+from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
@@ -207,7 +208,9 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     # Categories are read as text, or the code "007" would become the number 7.
     kinds = dict(options.column)
     as_text = [name for name, kind in kinds.items() if kind == "category"]
-    table = read_table(options.data, text=as_text)
+    table = read_table(
+        options.data, text=as_text, encoding=options.encoding, decimal=options.decimal
+    )
     name = options.target or table.target
     if name is None:
         which = f"the column of {options.data!r} to predict isn't known; name it with --target"
@@ -216,14 +219,16 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
     # A target has no kind: its task decides how it is read.
     if name in kinds:
         raise SennError(f"{name!r} is the target; use --task to say how it is read, not --column")
+    labels, unlabeled = labeled(table.frame, name, table.decimal)
+    table = replace(table, frame=labels, notes=[*table.notes, *unlabeled])
     rows = len(table.frame)
     if rows < FEWEST_ROWS:
         raise SennError(
             f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
         )
-    target = Target.fit(name, table.frame[name], options.task)
+    target = Target.fit(name, table.frame[name], options.task, table.decimal)
     recipe = _recipe(options)
-    test = read_test_table(options, name, as_text)
+    test = read_test_table(options, name, as_text, table.decimal)
     parts = divide(options, table, target, test, recipe.validation_fraction)
     used = {name, *kinds, *filter(None, (options.group, options.time))}
     # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
@@ -232,6 +237,8 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         target.scaled_to(parts.train[name]),
         kinds=kinds,
         left_out={**index_columns(parts.train, used), **parts.left_out},
+        decimal=table.decimal,
+        encoding=options.encoding,
     )
     x, y = _encoded(encoder, parts.train)
     with _about(options.test):
@@ -253,7 +260,7 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         x_test=x_test,
         y_test=y_test,
         validation=None if validation is None else torch.from_numpy(validation),
-        remarks=notes,
+        remarks=(*table.notes, *notes),
         scorer=scorer,
         clusters=parts.clusters,
         recipe=_checked(recipe, encoder, x.shape[1], begun_with),

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
-import torch
-from torch import nn
+from numpy.typing import NDArray
 
-from senn.atomic_files import encoded
-from senn.cli.fit_images import predict_images
-from senn.cli.metrics import outputs, probabilities
-from senn.cli.saved_network import load_network
-from senn.cli.terminal import write_data
-from senn.data import TableEncoder, read_table
+from senn.cli.prediction_files import check_ending, write
+from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
+from senn.data.tabular.table_encoder import listed
 from senn.errors import SennError
+from senn.training.trained_run import TrainedRun, load_run, probabilities
 
 
-def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> int:
-    """Write predictions as CSV.
+def run(
+    *,
+    folder: Path,
+    data: Sequence[str],
+    proba: bool,
+    keep: Sequence[str] | None,
+    out: Path | None,
+    encoding: str | None,
+    decimal: Any,
+) -> int:
+    """Write predictions as a table.
 
     Args:
         folder: folder of the run.
         data: a table, or files and folders of images.
         proba: add the probability of each class.
-        out: file to write; None for standard output.
+        keep: columns of the table that stand before the predictions.
+        out: file to write; None or "-" for standard output.
+        encoding: character encoding of the table, if it isn't that of the training table.
+        decimal: decimal mark of the table, if it isn't that of the training table.
 
     Returns:
         Exit code.
@@ -36,57 +46,95 @@ def run(*, folder: Path, data: Sequence[str], proba: bool, out: Path | None) -> 
     Raises:
         SennError: the folder holds no network of `senn fit`, or the data don't fit it.
     """
-    model, encoder = load_network(folder)
-    if encoder is None:
-        raise SennError(
-            f"the model in {str(folder)!r} wasn't made by 'senn fit', so the columns it needs are unknown"
-        )
-    if isinstance(encoder, ImageEncoder):
-        frame = predict_images(model, encoder, data, proba)
+    if out is not None:
+        check_ending(out)
+    trained = load_run(folder)
+    if isinstance(trained.encoder, ImageEncoder):
+        for option, value in (("--keep", keep), ("--encoding", encoding), ("--decimal", decimal)):
+            if value is not None:
+                raise SennError(
+                    f"{option} is for tables, and the model in {str(folder)!r} is for images"
+                )
+        frame = _predict_images(trained, trained.encoder, data, proba)
     else:
-        frame = _predict_table(folder, model, encoder, data, proba)
+        if len(data) > 1:
+            raise SennError(
+                f"the model in {str(folder)!r} predicts the rows of one table, not of {len(data)}"
+            )
+        rows = _read(trained.encoder, data[0], keep or (), encoding, decimal)
+        frame = _predict_rows(trained, trained.encoder, rows, keep or (), proba)
     # Written only when all rows are predicted, so that no part of a file is left by an error.
-    text = frame.to_csv(index=False)
-    if out is None:
-        write_data(text)
-    else:
-        _write(out, text)
+    write(frame, out)
     return 0
 
 
-def _predict_table(
-    folder: Path, model: nn.Module, encoder: TableEncoder, tables: Sequence[str], proba: bool
+def _read(
+    encoder: TableEncoder, source: str, keep: Sequence[str], encoding: str | None, decimal: Any
+) -> pd.DataFrame:
+    """Read a table as in training, and say what it has that training never saw."""
+    table = encoder.read(source, text=keep, encoding=encoding, decimal=decimal)
+    absent = [name for name in keep if name not in table.frame.columns]
+    if absent:
+        raise SennError(
+            f"there is no column {absent[0]!r} to keep; the table has {listed(table.frame.columns)}"
+        )
+    for sentence in [*table.notes, *encoder.surprises(table.frame)]:
+        print(f"senn: {sentence}", file=sys.stderr)
+    return table.frame
+
+
+def _predict_rows(
+    trained: TrainedRun,
+    encoder: TableEncoder,
+    rows: pd.DataFrame,
+    keep: Sequence[str],
+    proba: bool,
 ) -> pd.DataFrame:
     """Predict the rows of a table, in their order."""
     target = encoder.target
     if proba and target.task != "classification":
         raise SennError(f"--proba is for classes, and {target.name!r} is a number")
-    if len(tables) > 1:
-        raise SennError(
-            f"the model in {str(folder)!r} predicts the rows of one table, not of {len(tables)}"
-        )
-    # Read as in training: categories as text, or "007" would be another category.
-    x = encoder.transform(read_table(tables[0], text=encoder.text_columns).frame)
-    values = outputs(model, torch.from_numpy(x))
-    columns = {"prediction": pd.Series(target.decode(values), dtype=object)}
+    outputs = trained.row_outputs(rows)
+    columns = {name: rows[name].reset_index(drop=True) for name in keep}
+    added = _columns(target.decode(outputs), target.labels, outputs, proba)
+    clash = [name for name in added if name in columns]
+    if clash:
+        raise SennError(f"column {clash[0]!r} can't be kept: the predictions have that name")
+    return pd.DataFrame(columns | added)
+
+
+def _predict_images(
+    trained: TrainedRun, encoder: ImageEncoder, sources: Sequence[str], proba: bool
+) -> pd.DataFrame:
+    """Predict the classes of images; files that can't be read are named on stderr."""
+    names: list[str] = []
+    parts: list[NDArray[np.float64]] = []
+    reasons: list[str] = []
+    for found, pixels, left_out in encoder.read(sources):
+        names += found
+        reasons += [one.reason for one in left_out]
+        if found:
+            parts.append(trained.pixel_outputs(pixels))
+    if not names:
+        raise SennError(f"no image can be read: {reasons[0]}")
+    if reasons:
+        images = f"{len(reasons):,} image{'s' * (len(reasons) > 1)}"
+        print(f"senn: left out {images} that can't be read:", file=sys.stderr)
+        print("\n".join(f"senn: {' '.join(reason.split())}" for reason in reasons), file=sys.stderr)
+    outputs = np.concatenate(parts)
+    columns = {"file": pd.Series(names, dtype=object)}
+    return pd.DataFrame(columns | _columns(trained.decode(outputs), encoder.labels, outputs, proba))
+
+
+def _columns(
+    answers: list[Any], labels: Sequence[Any], outputs: NDArray[np.float64], proba: bool
+) -> dict[str, pd.Series[Any]]:
+    """Return the columns of predictions and, if asked for, of probabilities."""
+    columns = {"prediction": pd.Series(answers, dtype=object)}
     if proba:
-        chances = probabilities(values)
+        # In float64, so that probabilities of many classes add up to one.
+        chances = probabilities(outputs)
         columns |= {
-            f"probability {label}": pd.Series(chances[:, at])
-            for at, label in enumerate(target.labels)
+            f"probability {label}": pd.Series(chances[:, at]) for at, label in enumerate(labels)
         }
-    return pd.DataFrame(columns)
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then give it its own."""
-    # Beside the file, since a rename to another file system fails.
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        draft.write_bytes(encoded(text))  # names of classes needn't be valid text
-        draft.replace(path)
-    except OSError as error:
-        raise SennError(f"{str(path)!r} can't be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink(missing_ok=True)
+    return columns

@@ -10,8 +10,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn.data import Table, Target, read_table, split, split_groups, split_last
-from senn.data.tabular.cells import date_format, dates, is_missing, kind_of, numbers, texts
+from senn.data.tabular.cells import is_missing, kind_of, numbers, style_of, texts
+from senn.data.tabular.date_column import date_form, dates
+from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_encoder import check_names, listed
+from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
 from senn.runs.fit_options import DEFAULTS
@@ -45,13 +48,16 @@ class TableParts:
         return self.validation is None
 
 
-def read_test_table(options: FitOptions, name: str, text: list[str]) -> pd.DataFrame | None:
+def read_test_table(
+    options: FitOptions, name: str, text: list[str], decimal: Mark | None
+) -> pd.DataFrame | None:
     """Read the table of `--test`, if there is one.
 
     Args:
         options: of the run.
         name: column to predict.
         text: columns that are read as text.
+        decimal: decimal mark of the training table.
 
     Raises:
         SennError: it can't be read, or lacks the target.
@@ -62,14 +68,15 @@ def read_test_table(options: FitOptions, name: str, text: list[str]) -> pd.DataF
         raise SennError(
             "--test-fraction can't be combined with --test: all of DATA is trained on then"
         )
-    frame = read_table(options.test, text=text).frame
+    mark = options.decimal or decimal
+    frame = read_table(options.test, text=text, encoding=options.encoding, decimal=mark).frame
     if name not in frame.columns:
         raise SennError(
             f"{options.test!r} has no column {name!r}, which is to be predicted, so nothing can be scored on it; "
             f"it has {listed(frame.columns)}"
         )
     check_names(frame, name)
-    return frame
+    return labeled(frame, name, mark)[0]
 
 
 def divide(
@@ -235,13 +242,12 @@ def row_times(name: str, cells: pd.Series[Any], kind: str | None = None) -> NDAr
             f"column {name!r} of --time is empty in {int(missing.sum()):,} of {len(cells):,} rows, the first being row "
             f"{row}; every row needs its time"
         )
-    kind = kind if kind in ("number", "date") else kind_of(name, cells)
+    kind = kind if kind in ("number", "date") else kind_of(name, cells).kind
     if kind == "number":
-        return numbers(name, cells)
+        return numbers(name, cells, style_of(name, cells, None)[0])
     if kind != "date":
         raise SennError(
             f"column {name!r} of --time holds neither dates nor numbers (row {cells.index[0]}: {cells.iloc[0]!r})"
         )
-    is_text = pd.api.types.infer_dtype(cells) == "string"
-    form = (date_format(name, cells) or "") if is_text else ""
+    form, _ = date_form(name, cells)
     return dates(name, cells, form).dt.tz_localize(None).to_numpy()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from senn import atomic_files, pytree
 from senn._text import one_line
+from senn.data import tabular
 from senn.errors import SennError
 from senn.export.atomic_folder import MARK, atomic_folder
 from senn.export.check import Exported, at_least_two, check, summarize_error
@@ -23,7 +24,18 @@ from senn.pytree import Inputs
 
 WEIGHTS, PREPROCESSING = "model.safetensors", "preprocessing.json"
 TEMPLATES = Path(__file__).parent / "templates"
-_TEMPLATE_OF = {"tables": "table_template.py", "images": "image_template.py"}
+_TABULAR = Path(tabular.__file__).parent
+# A table is read and encoded by the very functions that senn uses where these are plain Python.
+_SOURCES_OF = {
+    "tables": (
+        _TABULAR / "cell_texts.py",
+        _TABULAR / "written_numbers.py",
+        _TABULAR / "written_dates.py",
+        _TABULAR / "text_layout.py",
+        TEMPLATES / "table_template.py",
+    ),
+    "images": (TEMPLATES / "image_template.py",),
+}
 
 # The parts of `net.py`, in the order in which they stand there; braces are filled in by str.format.
 _ABOUT = '''\
@@ -47,9 +59,19 @@ def load():
 '''
 _TABLE = '''
 
+def read_preprocessing():
+    """How data are read and encoded."""
+    return json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
+
+
+def read_rows(path):
+    """The rows of a text file as dicts from column to text, None where a cell is empty."""
+    return read_table_rows(path, read_preprocessing().get("encoding"))
+
+
 def predict(rows):
     """What the network says of rows, which are dicts from column to cell: {what}."""
-    known = json.loads((FOLDER / "preprocessing.json").read_text(encoding="utf-8"))
+    known = read_preprocessing()
     x = torch.tensor(encode(rows, known["columns"]), dtype=torch.float32)
     with torch.no_grad():
         outputs = load()(x)
@@ -214,11 +236,12 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
     body += _LOAD.format(name=name)
     needs, use, purpose = "torch and safetensors", "", ""
     if kind is not None:
-        # Read as text, not imported: Pillow may be missing here.
-        template = (TEMPLATES / _TEMPLATE_OF[kind]).read_text(encoding="utf-8")
-        template_imports, code = _split_imports(template)
-        imports |= template_imports | {"import json", "import sys", "import torch"}
-        body += "\n\n" + code
+        imports |= {"import json", "import sys", "import torch"}
+        for path in _SOURCES_OF[kind]:
+            # Read as text, not imported: Pillow may be missing here.
+            further, code = _split_imports(path.read_text(encoding="utf-8"))
+            imports |= {line for line in further if not line.startswith("from senn")}
+            body += "\n\n" + code
     if kind == "tables":
         target = record["target"]
         answers = "numbers" if target["task"] == "regression" else "classes"
@@ -234,7 +257,7 @@ def net_source(model: nn.Module, name: str, preprocessing: Mapping[str, Any] | N
     if kind is not None:
         use += "\nencode() does to data what was done in training; its constants are in preprocessing.json.\n"
     about = _ABOUT.format(with_what=purpose, needs=needs, name=name, use=use)
-    return about + _sorted_imports(imports) + "\n\n" + body
+    return about + _sorted_imports(_merged(imports)) + "\n\n" + body
 
 
 def _docstring_safe(text: str) -> str:
@@ -265,6 +288,24 @@ def _split_imports(source: str) -> tuple[set[str], str]:
         imports.add("".join(lines[node.lineno - 1 : end]).strip())
     rest = "".join(lines[max(ends) :])
     return imports, rest.strip("\n") + "\n"
+
+
+def _merged(imports: Iterable[str]) -> set[str]:
+    """Import from each module once, though several sources do."""
+    names: dict[str, set[str]] = {}
+    for node in ast.parse("\n".join(imports)).body:
+        if isinstance(node, ast.ImportFrom):
+            names.setdefault(str(node.module), set()).update(alias.name for alias in node.names)
+    plain = {line for line in imports if not line.startswith("from ")}
+    # In the order of formatters: constants, classes, functions.
+    return plain | {
+        f"from {module} import {', '.join(sorted(found, key=_rank))}"
+        for module, found in names.items()
+    }
+
+
+def _rank(name: str) -> tuple[bool, bool, str]:
+    return not name.isupper(), name[:1].islower(), name
 
 
 def _sorted_imports(imports: Iterable[str]) -> str:

@@ -24,6 +24,8 @@ class FitOptions:
         group: column whose rows of one value stay together in training, validation and test.
         time: column by which the latest rows are held out for the test, and before them for validation.
         metric: name of a scorer of scikit-learn's that chooses the epoch that is kept, and is among the test scores.
+        encoding: character encoding of the table's text.
+        decimal: decimal mark of the table's numbers.
         image_size: side of the squares that images become, in pixels.
         no_flip: never mirror images in training.
         data_dir: folder of the known image sets.
@@ -50,6 +52,8 @@ class FitOptions:
     group: str | None = None
     time: str | None = None
     metric: str | None = None
+    encoding: str | None = None
+    decimal: Literal[".", ","] | None = None
     image_size: int | None = None
     no_flip: bool = False
     data_dir: str | None = None

@@ -1,4 +1,4 @@
-"""Cells of one column: their kind, and their values as numbers, texts or dates.
+"""Cells of one column: their kind, and their values as numbers or texts.
 
 Rows are named by the table's own index (`read_table` counts from 1 below the header), so that a message
 points at the cell in the file even when it was met in a part of the table.
@@ -7,6 +7,7 @@ points at the cell in the file even when it was met in a part of the table.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
@@ -14,28 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn.data.tabular.cell_texts import MISSING_MARKS, NO_VALUE, as_text
+from senn.data.tabular.date_cells import date_format, number_dates
+from senn.data.tabular.number_style import MOSTLY, PLAIN, Mark, NumberStyle, find_style
+from senn.data.tabular.written_numbers import read_number
 from senn.errors import SennError
 
 Floats = NDArray[np.float64]
-
-MISSING_MARKS = frozenset(
-    {"", "?", "-", "--", ".", "na", "n/a", "n.a.", "nan", "null", "none", "missing", "#n/a"}
-)
-"""Texts that stand for a missing number or date, in lower case."""
-
-MOSTLY = 0.8
-"""Share of readable cells from which the others count as mistakes rather than as text.
-
-At a half, a column of codes of which many happen to be numbers would be refused; at 0.95, one typing error in ten rows
-would turn a column of numbers into a category, silently.
-"""
-
-DATE_FORMATS = tuple(
-    f"{day}{clock}"
-    for day in ("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y")
-    for clock in ("", " %H:%M", " %H:%M:%S")
-)
-"""Formats tried after ISO 8601, the month before the day where both would do."""
 
 _INFERRED = {
     "string": "text",
@@ -51,20 +37,39 @@ _INFERRED = {
     "datetime64": "date",
     "datetime": "date",
     "date": "date",
+    "time": "date",
     "empty": "empty",
 }
-_DECIMAL_COMMA = re.compile(r"[-+]?[\d.]*\d,\d+")
+_ZEROS_AHEAD = re.compile(r"[-+]?0[0-9]+")
 
 
-def kind_of(name: str, cells: pd.Series[Any]) -> str:
+@dataclass(frozen=True, kw_only=True)
+class FoundKind:
+    """Kind of a column, as its cells tell.
+
+    Attributes:
+        kind: "number", "boolean", "category", "date" or "empty".
+        style: how numbers are written.
+        form: how dates are written, as `date_format` says it; "" for cells that are dates.
+        note: end of a sentence about the column; "" if there is nothing to say.
+    """
+
+    kind: str
+    style: NumberStyle = PLAIN
+    form: str = ""
+    note: str = ""
+
+
+def kind_of(name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> FoundKind:
     """Infer the kind of a column.
 
     Args:
         name: of the column, for messages.
         cells: its cells.
+        decimal: decimal mark of the table's numbers, where that is known.
 
     Returns:
-        "number", "boolean", "category", "date" or "empty".
+        The kind, and what else its cells tell.
 
     Raises:
         SennError: the cells are of a type that isn't understood, or nearly all but not all of them are numbers (or
@@ -73,50 +78,100 @@ def kind_of(name: str, cells: pd.Series[Any]) -> str:
     inferred = pd.api.types.infer_dtype(cells, skipna=True)
     kind = _INFERRED.get(inferred)
     if kind is None:
-        raise SennError(f"column {name!r} holds cells of type {inferred}, which isn't understood")
+        raise SennError(
+            f"column {name!r} holds cells of type {inferred}, which isn't understood; leave it out: "
+            f"--column {name}=dropped"
+        )
     # pandas infers numbers and booleans by their Python types; text may still hold anything
-    if kind != "text":
-        return "empty" if cells.isna().all() else kind
-    return _kind_of_text(name, cells)
+    if kind == "text" or inferred == "time":
+        return _kind_of_text(name, cells, decimal)
+    if cells.isna().all():
+        return FoundKind(kind="empty")
+    form = number_dates(cells) if kind == "number" else ""
+    return FoundKind(kind="date", form=form) if form else FoundKind(kind=kind)
 
 
-def _kind_of_text(name: str, cells: pd.Series[Any]) -> str:
-    """Tell numbers and dates written as text from other text."""
+def _kind_of_text(name: str, cells: pd.Series[Any], decimal: Mark | None) -> FoundKind:
+    """Tell truth values, numbers and dates written as text from other text."""
     # marks such as "?" say nothing about the kind
     known = cells[~is_missing(cells)]
     for cell in known:
-        if not isinstance(cell, str | int | float | Decimal | np.generic):
+        if not isinstance(cell, str | int | float | Decimal | np.generic) and not _is_time(cell):
             raise SennError(
-                f"column {name!r} holds a {type(cell).__name__}, which isn't understood"
+                f"column {name!r} holds a {type(cell).__name__}, which isn't understood; leave it out: "
+                f"--column {name}=dropped"
             )
     if known.empty:
-        return "empty"
-    # read as text, such a column would become a category of hundreds of values without a word
-    if all(_DECIMAL_COMMA.fullmatch(str(cell)) for cell in known):
-        where = f"row {known.index[0]}: {known.iloc[0]!r}"
-        raise SennError(
-            f"column {name!r} writes numbers with a decimal comma ({where}); write them with a point"
-        )
-    if _readable(name, known, _parse_numbers(known), "numbers"):
-        return "number"
-    if date_format(name, known) is not None:
-        return "date"
-    return "category"
+        return FoundKind(kind="empty")
+    if {str(cell).strip().lower() for cell in known.iloc[:50]} <= {"true", "false"} and set(
+        known.astype("str").str.strip().str.lower()
+    ) <= {"true", "false"}:
+        return FoundKind(kind="boolean")
+    number = _kind_of_numbers(name, known, decimal)
+    if number is not None and number.kind != "category":
+        return number
+    form = date_format(name, known)
+    if form is not None:
+        return FoundKind(kind="date", form=form)
+    return number or FoundKind(kind="category")
 
 
-def _readable(name: str, known: pd.Series[Any], parsed: pd.Series[Any], what: str) -> bool:
-    """True if all cells were parsed; refuse a column of which only a few weren't."""
-    bad = parsed.isna()
-    if not bad.any():
-        return True
-    if 1 - bad.mean() >= MOSTLY:
-        row = known.index[bad.to_numpy()][0]
-        cell = known[bad].iloc[0]
-        raise SennError(
-            f"column {name!r} holds {what} except in {int(bad.sum())} of {len(known)} rows, "
-            f"the first being row {row}: {cell!r}; correct it, leave it empty, or declare the column a category"
-        )
-    return False
+def _is_time(cell: Any) -> bool:
+    return type(cell).__name__ == "time" and type(cell).__module__ == "datetime"
+
+
+def _kind_of_numbers(name: str, known: pd.Series[Any], decimal: Mark | None) -> FoundKind | None:
+    """Find numbers among texts; None for none, a category with a note for those that can't be compared."""
+    parsed = np.asarray([_parse_number(cell, PLAIN) for cell in known])
+    is_plain = not np.isnan(parsed).any()
+    # with a decimal comma, "1.234" may be a thousand and more
+    if is_plain and not (decimal == "," and any("." in str(cell) for cell in known)):
+        form = number_dates(pd.Series(parsed))
+        if form:
+            return FoundKind(kind="date", form=form)
+        zeros = any(_ZEROS_AHEAD.fullmatch(str(cell).strip()) for cell in known)
+        return FoundKind(kind="number", note="has numbers with leading zeros" if zeros else "")
+    found = find_style(name, known, decimal)
+    if found is None:
+        share = 1 - np.isnan(parsed).mean()
+        return None if share < MOSTLY else _plain_but_for_some(name, known, np.isnan(parsed))
+    if found.style is None:
+        return FoundKind(kind="category", note=found.note)
+    return FoundKind(kind="number", style=found.style, note=found.note)
+
+
+def style_of(name: str, cells: pd.Series[Any], decimal: Mark | None) -> tuple[NumberStyle, str]:
+    """Find how the numbers of a column are written, which are said to be numbers.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+        decimal: decimal mark of the table's numbers, where that is known.
+
+    Returns:
+        The style, and the end of a sentence about it, "" if there is nothing to say.
+
+    Raises:
+        SennError: they are in several units, or a few of them aren't numbers.
+    """
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        return PLAIN, ""
+    known = cells[~is_missing(cells)]
+    written = known[[isinstance(cell, str) for cell in known]]
+    found = None if written.empty else _kind_of_numbers(name, written, decimal)
+    if found is None or found.kind == "date" or found.note.endswith("leading zeros"):
+        return PLAIN, ""
+    if found.kind == "category":
+        raise SennError(f"column {name!r} {found.note}")
+    return found.style, found.note
+
+
+def _plain_but_for_some(name: str, known: pd.Series[Any], bad: NDArray[np.bool_]) -> FoundKind:
+    row, cell = known.index[bad][0], known[bad].iloc[0]
+    raise SennError(
+        f"column {name!r} holds numbers except in {int(bad.sum())} of {len(known)} rows, "
+        f"the first being row {row}: {cell!r}; correct it, leave it empty, or declare the column a category"
+    )
 
 
 def is_missing(cells: pd.Series[Any]) -> NDArray[np.bool_]:
@@ -128,27 +183,35 @@ def is_missing(cells: pd.Series[Any]) -> NDArray[np.bool_]:
     return missing
 
 
-def _parse_numbers(cells: pd.Series[Any]) -> pd.Series[Any]:
-    return pd.Series([_parse_number(cell) for cell in cells], index=cells.index, dtype=np.float64)
-
-
-def _parse_number(cell: Any) -> float:
+def _parse_number(cell: Any, style: NumberStyle) -> float:
     """Parse a cell as a number: NaN if it isn't one, as "1_000" isn't, though Python reads it."""
     try:
-        return np.nan if isinstance(cell, str) and "_" in cell else float(cell)
+        if isinstance(cell, str):
+            if "_" in cell:
+                return np.nan
+            if style.decimal == "," and "." in cell:
+                return read_number(cell, style.decimal, style.unit, style.scaled)
+        return float(cell)
     except (TypeError, ValueError):
-        return np.nan
+        pass
     except OverflowError:
         # A whole number of more than 308 digits: infinite, so that `numbers` calls it too large.
         return np.inf
+    if not isinstance(cell, str) or style is PLAIN:
+        return np.nan
+    try:
+        return read_number(cell, style.decimal, style.unit, style.scaled)
+    except ValueError:
+        return np.nan
 
 
-def numbers(name: str, cells: pd.Series[Any]) -> Floats:
+def numbers(name: str, cells: pd.Series[Any], style: NumberStyle = PLAIN) -> Floats:
     """Convert a column to numbers.
 
     Args:
         name: of the column, for messages.
         cells: its cells.
+        style: how numbers are written.
 
     Returns:
         (n,) float64, NaN where a cell is missing.
@@ -164,100 +227,57 @@ def numbers(name: str, cells: pd.Series[Any]) -> Floats:
     ):
         values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
     elif known.any():
-        values[known] = _parse_numbers(cells[known]).to_numpy(dtype=np.float64, na_value=np.nan)
-    _refuse(name, cells, known & np.isnan(values), "is not a number")
-    _refuse(name, cells, np.isinf(values), "is infinite or too large")
+        values[known] = [_parse_number(cell, style) for cell in cells[known]]
+    bad = known & np.isnan(values)
+    if bad.any():
+        refuse(name, cells, bad, _complaint(cells.iloc[int(np.flatnonzero(bad)[0])], style))
+    refuse(name, cells, np.isinf(values), "is infinite or too large")
     return values
 
 
-def _refuse(name: str, cells: pd.Series[Any], bad: NDArray[np.bool_], complaint: str) -> None:
+def _complaint(cell: Any, style: NumberStyle) -> str:
+    try:
+        read_number(str(cell), style.decimal, style.unit, style.scaled)
+    except ValueError as error:
+        return str(error)
+    return "is not a number"
+
+
+def refuse(name: str, cells: pd.Series[Any], bad: NDArray[np.bool_], complaint: str) -> None:
+    """Refuse a column if there are bad cells.
+
+    Args:
+        name: of the column.
+        cells: its cells.
+        bad: (n,) which of them are wrong.
+        complaint: end of the sentence.
+
+    Raises:
+        SennError: naming the first bad cell and its row.
+    """
     if bad.any():
         at = int(np.flatnonzero(bad)[0])
-        cell = cells.iloc[at]
-        shown = cell if isinstance(cell, str) else str(cell)
-        # a cell may hold a whole document
-        shown = shown if len(shown) <= 40 else f"{shown[:37]}..."
-        raise SennError(f"column {name!r}, row {cells.index[at]}: {shown!r} {complaint}")
+        raise SennError(
+            f"column {name!r}, row {cells.index[at]}: {shown(cells.iloc[at])} {complaint}"
+        )
+
+
+def shown(cell: Any) -> str:
+    """Quote a cell for a message, cut to 40 characters: it may hold a whole document."""
+    text = cell if isinstance(cell, str) else str(cell)
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
 def texts(cells: pd.Series[Any]) -> NDArray[np.object_]:
-    """Convert a column to texts, (n,) str or None where a cell is missing; whole numbers lose a trailing ".0"."""
+    """Convert a column to texts, (n,) str, or None where a cell is missing or one of `NO_VALUE`."""
     out = np.empty(len(cells), dtype=object)
     for at, (cell, missing) in enumerate(zip(cells.astype(object), cells.isna(), strict=True)):
-        out[at] = None if missing else text(cell)
+        out[at] = (
+            None if missing or (isinstance(cell, str) and cell.strip() in NO_VALUE) else text(cell)
+        )
     return out
 
 
 def text(cell: Any) -> str:
-    """Convert a cell to text, the same for 3, 3.0 and "3"."""
-    # a column of whole numbers with a missing cell comes as floats from pandas
-    if isinstance(cell, float | np.floating) and float(cell).is_integer():
-        return str(int(cell))
-    return str(cell)
-
-
-def date_format(name: str, known: pd.Series[Any]) -> str | None:
-    """Find the format in which texts are dates.
-
-    Args:
-        name: of the column, for messages.
-        known: its texts, without missing ones.
-
-    Returns:
-        A format of `strptime`, or "ISO8601"; None if they aren't dates.
-
-    Raises:
-        SennError: nearly all but not all of them are dates.
-    """
-    # Parsing all cells in each of dozens of formats is slow, so 50 cells choose the formats worth trying.
-    sample = known.iloc[:50]
-    best, share = None, 0.0
-    # the format that reads most cells, not the first that reads some: 01/02 fits two of them
-    for form in ("ISO8601", *DATE_FORMATS):
-        hits = float(_parse_dates(sample, form).notna().mean())
-        if hits >= MOSTLY:
-            whole = float(_parse_dates(known, form).notna().mean())
-            # Strictly more: of two formats that read as many, the earlier one has the month first.
-            if whole > share:
-                best, share = form, whole
-    if best is None:
-        return None
-    return best if _readable(name, known, _parse_dates(known, best), "dates") else None
-
-
-def _parse_dates(cells: pd.Series[Any], form: str) -> pd.Series[Any]:
-    # Without utc=True, pandas refuses cells of several offsets (summer and winter).
-    return pd.to_datetime(cells.astype("str"), format=form, errors="coerce", utc=True)
-
-
-def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
-    """Convert a column to time stamps.
-
-    Args:
-        name: of the column, for messages.
-        cells: its cells.
-        form: format of texts, from `date_format`; "" for cells that are dates already.
-
-    Returns:
-        UTC time stamps, NaT where a cell is missing.
-
-    Raises:
-        SennError: a cell isn't a date of that format; the first one is named.
-    """
-    known = ~is_missing(cells)
-    if pd.api.types.is_datetime64_any_dtype(cells.dtype) or pd.api.types.infer_dtype(cells) in (
-        "date",
-        "datetime",
-    ):
-        # In microseconds: nanoseconds end in 2262, and "9999-12-31" is a common mark.
-        return pd.to_datetime(cells, utc=True).astype("datetime64[us, UTC]")
-    stamps = pd.Series(pd.NaT, index=cells.index, dtype="datetime64[us, UTC]")
-    if known.any():
-        stamps[known] = _parse_dates(cells[known], form or "ISO8601").astype("datetime64[us, UTC]")
-    _refuse(
-        name,
-        cells,
-        known & stamps.isna().to_numpy(),
-        "is not a date like those of the training table",
-    )
-    return stamps
+    """Convert a cell to text without blanks around it, the same for 3, 3.0 and "3"."""
+    return as_text(cell.item() if isinstance(cell, np.generic) else cell)

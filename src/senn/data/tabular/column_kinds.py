@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
 
 from senn._records import from_dict
+from senn.data.tabular.category_column import CategoryColumn
 from senn.data.tabular.cells import is_missing, kind_of
 from senn.data.tabular.date_column import DateColumn
-from senn.data.tabular.table_columns import (
-    BooleanColumn,
-    CategoryColumn,
-    Column,
-    Dropped,
-    NumberColumn,
-)
+from senn.data.tabular.number_style import PLAIN, Mark
+from senn.data.tabular.table_columns import BooleanColumn, Column, Dropped, NumberColumn
 from senn.errors import SennError
 
 KINDS: dict[str, Any] = {
     cls.kind: cls for cls in (Dropped, NumberColumn, BooleanColumn, CategoryColumn, DateColumn)
 }
 
+ADDED: dict[str, dict[str, Any]] = {
+    "number": {"style": asdict(PLAIN)},
+    "category": {"rare": []},
+    "date": {"calendar": True},
+}
+"""Fields that records of version 0.1 lack, by kind, as they were then."""
 
-def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Column:
+
+def fit_column(
+    name: str, cells: pd.Series[Any], kind: str | None = None, decimal: Mark | None = None
+) -> Column:
     """Choose the kind of a column and fit its encoding.
 
     Args:
         name: of the column.
         cells: its training cells.
         kind: a key of `KINDS`; None to infer it.
+        decimal: decimal mark of the table's numbers, where that is known.
 
     Returns:
         The fitted column.
@@ -43,8 +49,30 @@ def fit_column(name: str, cells: pd.Series[Any], kind: str | None = None) -> Col
     # before the kind is inferred: nothing can be inferred from no cells
     if is_missing(cells).all():
         return Dropped(name=name, note="is empty")
-    found: Column = KINDS[kind or kind_of(name, cells)].fit(name, cells)
-    return found
+    if kind is not None:
+        named: Column = KINDS[kind].fit(name, cells, decimal)
+        return named
+    found = kind_of(name, cells, decimal)
+    if found.note.endswith("leading zeros"):
+        return _with_leading_zeros(name, cells)
+    column: Column = KINDS[found.kind].fit(name, cells, decimal)
+    if found.kind == "category" and found.note:
+        # why texts that look like numbers aren't read as such says more than that they all differ
+        return replace(column, note=found.note)  # type: ignore[type-var]
+    return column
+
+
+def _with_leading_zeros(name: str, cells: pd.Series[Any]) -> Column:
+    """Fit categories if there are few codes, else numbers, with a note either way."""
+    codes = CategoryColumn.fit(name, cells)
+    if isinstance(codes, CategoryColumn) and not codes.other:
+        other = f"'--column {name}=number' reads numbers"
+        return replace(codes, note=f"has leading zeros, so it is read as categories; {other}")
+    column = NumberColumn.fit(name, cells)
+    if isinstance(column, NumberColumn):
+        other = f"'--column {name}=category' reads categories"
+        return replace(column, note=f"is read as numbers without their leading zeros; {other}")
+    return column
 
 
 def column_to_dict(column: Column) -> dict[str, Any]:
@@ -61,7 +89,8 @@ def column_from_dict(record: Any) -> Column:
     cls = KINDS.get(str(record.get("kind"))) if isinstance(record, dict) else None
     if cls is None:
         raise SennError(f"the stored encoding has a column of unknown kind: {str(record)[:60]!r}")
-    values = {key: value for key, value in record.items() if key != "kind"}
+    values = {**ADDED.get(cls.kind, {}), **record}
+    del values["kind"]
     column: Column = from_dict(
         cls, values, f"the stored encoding of column {record.get('name')!r}", complete=True
     )

@@ -8,11 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from senn.data.tabular.cells import DATE_FORMATS, Floats, date_format, dates, is_missing, kind_of
+from senn.data.tabular.cells import Floats, is_missing, kind_of, refuse
+from senn.data.tabular.date_cells import TIMES, date_format, number_dates, stamps_of, swapped
+from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_columns import (
     Column,
     Dropped,
     check_positive,
+    empty_cells,
     mean_and_deviation,
     standardize,
 )
@@ -26,7 +29,21 @@ def _circle(phase: Floats) -> list[Floats]:
 
 @dataclass(frozen=True, kw_only=True)
 class DateColumn:
-    """Date: elapsed days and year, standardized; month, weekday and time of day as points on circles."""
+    """Date: elapsed days and year, standardized; month, weekday and time of day as points on circles.
+
+    Attributes:
+        name: of the column.
+        form: how dates are written, from `date_format`; "" for cells that are dates.
+        median: days since 1970 that stand for a missing date.
+        mean: of the days.
+        scale: standard deviation of the days.
+        year_mean: of the years.
+        year_scale: standard deviation of the years.
+        clock: the time of day is a feature.
+        calendar: year, month and weekday are features; they aren't of a column of times.
+        indicator: whether a date is missing is a feature.
+        note: end of a sentence about the column.
+    """
 
     kind: ClassVar[str] = "date"
     name: str
@@ -38,6 +55,7 @@ class DateColumn:
     year_scale: float
     clock: bool
     indicator: bool
+    calendar: bool = True
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -45,12 +63,13 @@ class DateColumn:
         check_positive(self.year_scale)
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
+    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
+            decimal: not used.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.
@@ -58,18 +77,7 @@ class DateColumn:
         Raises:
             SennError: a cell isn't a date.
         """
-        form, note = "", ""
-        if (
-            kind_of(name, cells) != "date"
-            or pd.api.types.infer_dtype(cells, skipna=True) == "string"
-        ):
-            known = cells[~is_missing(cells)]
-            form = date_format(name, known) or ""
-            if not form:
-                raise SennError(
-                    f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})"
-                )
-            note = _ambiguity(name, cells, form)
+        form, note = date_form(name, cells)
         # two scales of one date: days for what is recent, the year for what is slow
         days, years, missing = cls._days(dates(name, cells, form))
         known_days = np.sort(days[~missing])
@@ -89,6 +97,7 @@ class DateColumn:
             year_scale=year_scale,
             # All at midnight: no time was written, and its two features would be constants.
             clock=bool((known_days % 1).any()),
+            calendar=form not in TIMES,
             indicator=bool(missing.any()),
             note=note,
         )
@@ -104,10 +113,10 @@ class DateColumn:
 
     def features(self) -> list[str]:
         """List days, year, and sine and cosine of month, weekday and, where it varies, time of day."""
-        cycles = ["month", "weekday", *(["hour"] if self.clock else [])]
+        cycles = ["month", "weekday"] * self.calendar + ["hour"] * self.clock
         names = [
             "days",
-            "year",
+            *(["year"] * self.calendar),
             *(f"{cycle} {wave}" for cycle in cycles for wave in ("sine", "cosine")),
         ]
         return [f"{self.name} {name}" for name in names + ["missing"] * self.indicator]
@@ -125,12 +134,10 @@ class DateColumn:
             getattr(stamps.dt, part).to_numpy(dtype=np.float64)
             for part in ("year", "month", "day_of_week")
         )
-        columns = [
-            standardize(days, self.mean, self.scale),
-            standardize(year, self.year_mean, self.year_scale),
-            *_circle((month - 1) / 12),
-            *_circle(weekday / 7),
-        ]
+        columns = [standardize(days, self.mean, self.scale)]
+        if self.calendar:
+            columns.append(standardize(year, self.year_mean, self.year_scale))
+            columns += _circle((month - 1) / 12) + _circle(weekday / 7)
         if self.clock:
             # Right before 1970, too: the remainder of a negative number is positive in NumPy.
             columns += _circle(days % 1)
@@ -138,15 +145,60 @@ class DateColumn:
             columns.append(missing.astype(np.float64))
         return np.column_stack(columns)
 
+    def surprises(self, cells: pd.Series[Any]) -> list[str]:
+        """Say if cells are missing that never were in training."""
+        found = [] if self.indicator else empty_cells(is_missing(cells))
+        return [f"{one}, as no cell in training" for one in found]
 
-def _ambiguity(name: str, cells: pd.Series[Any], form: str) -> str:
-    """Write a remark if no row tells the day from the month."""
-    # month first is tried first; if day first reads all cells too, the file can't say
-    swapped = form.replace("%m/%d", "%d/%m")
-    if swapped == form or swapped not in DATE_FORMATS:
-        return ""
-    try:
-        dates(name, cells, swapped)
-    except SennError:
-        return ""
-    return "no date tells months from days; the month is taken to come first"
+
+def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
+    """Convert a column to time stamps.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+        form: how texts are written, from `date_format`; "" for cells that are dates already.
+
+    Returns:
+        UTC time stamps, NaT where a cell is missing.
+
+    Raises:
+        SennError: a cell isn't a date of that form; the first one is named.
+    """
+    known = ~is_missing(cells)
+    stamps = stamps_of(cells, known, form)
+    bad = known & stamps.isna().to_numpy()
+    refuse(name, cells, bad, "is not a date like those of the training table")
+    return stamps
+
+
+def date_form(name: str, cells: pd.Series[Any]) -> tuple[str, str]:
+    """Find how dates are written.
+
+    Args:
+        name: of the column, for messages.
+        cells: its cells.
+
+    Returns:
+        The form, "" for cells that are dates; and the end of a sentence about it, "" if there is nothing to say.
+
+    Raises:
+        SennError: they aren't dates.
+    """
+    found = kind_of(name, cells)
+    known = cells[~is_missing(cells)]
+    if found.kind == "date" and not found.form:
+        return "", ""
+    form = found.form or number_dates(pd.to_numeric(known, errors="coerce"), named=True)
+    form = form or date_format(name, known) or ""
+    if not form:
+        raise SennError(f"column {name!r} holds no dates (row {known.index[0]}: {known.iloc[0]!r})")
+    # if the other order of month and day reads all cells too, the file can't say which it is
+    other = swapped(form)
+    if other and not stamps_of(known, np.ones(len(known), dtype=bool), other).isna().any():
+        first = "month" if "%m" in form[: form.index("%d") + 1] else "day"
+        return form, f"has no date that tells months from days; the {first} is taken to come first"
+    if pd.api.types.is_numeric_dtype(cells.dtype):
+        what = "dates such as 20200131" if form == "%Y%m%d" else form
+        return form, f"is read as {what}; '--column {name}=number' reads numbers"
+    return form, ""

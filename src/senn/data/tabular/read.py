@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
+from senn.data.tabular import readers
+from senn.data.tabular.built_in import BUILT_IN
+from senn.data.tabular.containers import STANDARD_INPUT, Source, source_of
+from senn.data.tabular.delimited import (
+    complaint,
+    decimal_of,
+    read_delimited,
+    with_numbers,
+    without_row_numbers,
+)
+from senn.data.tabular.number_style import Mark
 from senn.errors import SennError
 
 
@@ -22,22 +29,36 @@ class Table:
 
     Attributes:
         name: of the built-in table, or the file's name without its suffix.
-        frame: the rows, indexed from 1.
+        frame: the rows, indexed from 1; lines that are left out leave a gap.
         target: column to predict if the source names one (built-in tables, NPZ), else None.
+        notes: sentences about how the file was read, where that isn't a matter of course.
+        decimal: decimal mark of its numbers, where something says it; None where nothing does.
     """
 
     name: str
     frame: pd.DataFrame
     target: str | None = None
+    notes: list[str] = field(default_factory=list)
+    decimal: Mark | None = None
 
 
-def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
-    """Read a built-in table by name, or a CSV, TSV, Parquet or NPZ file.
+def read_table(
+    source: str | Path,
+    text: Sequence[str] = (),
+    *,
+    encoding: str | None = None,
+    decimal: Mark | None = None,
+) -> Table:
+    """Read a built-in table by name, a file, or standard input.
 
     Args:
-        source: `digits`, `breast-cancer`, `wine`, `diabetes` or `moons`, or a path. NPZ files hold `X` (or `x`) and
-            optionally `y`, or one array per column.
-        text: columns of a CSV or TSV file that are read as text even if they look like numbers.
+        source: `digits`, `breast-cancer`, `wine`, `diabetes` or `moons`; or a path: text with separators (.csv, .tsv,
+            .txt, .data and others), Parquet, Feather, JSON (.jsonl, .json), Excel, Stata or NPZ, as they are or packed
+            (.gz, .bz2, .xz, .zip); or `-` for standard input. NPZ files hold `X` (or `x`) and optionally `y`, or one
+            array per column.
+        text: columns of a text file that are read as text even if they look like numbers.
+        encoding: character encoding of a text; None to find it.
+        decimal: decimal mark of a text's numbers, "." or ","; None to find it.
 
     Returns:
         The table, its rows counted from 1.
@@ -49,165 +70,84 @@ def read_table(source: str | Path, text: Sequence[str] = ()) -> Table:
     >>> table.frame.shape, table.target
     ((178, 14), 'cultivar')
     """
+    given = str(source)
     # names of built-in tables win over files of that name: write ./wine for the file
-    if str(source) in BUILT_IN:
-        return _table(str(source), *BUILT_IN[str(source)]())
-    path = Path(source)
-    if not path.exists():
+    if given in BUILT_IN:
+        frame, target = BUILT_IN[given]()
+        return _table(Table(given, _counted(frame), target), given)
+    if given not in STANDARD_INPUT and "://" not in given and not Path(given).exists():
         raise SennError(
-            f"there is no file {str(path)!r}, and the built-in tables are {', '.join(BUILT_IN)}"
-        )
-    if path.is_dir():
-        raise SennError(f"{str(path)!r} is a folder, not a table")
-    reader = _READERS.get(path.suffix.lower())
-    if reader is None:
-        raise SennError(
-            f"{str(path)!r} ends in none of {', '.join(_READERS)}, so its format isn't known"
+            f"there is no file {given!r}, and the built-in tables are {', '.join(BUILT_IN)}"
         )
     try:
-        frame, target = reader(path, text)
-    except SennError:
-        raise
+        found = source_of(given)
+        reader = _READERS.get(found.suffix)
+        if reader is None and found.suffix not in _TEXTS:
+            endings = ", ".join([*_TEXTS, *_READERS])
+            raise SennError(f"{given!r} ends in none of {endings}, so its format isn't known")
+        table = _text_table(found, text, encoding, decimal) if reader is None else reader(found)
     except OSError as error:
-        raise SennError(f"{str(path)!r} can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise SennError(f"{str(path)!r} isn't text in UTF-8 (byte {error.start:,})") from error
-    except Exception as error:  # whatever a parser makes of a damaged file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SennError(
-            f"{str(path)!r} can't be read as {path.suffix.lower()[1:]}: {reason}"
-        ) from error
-    return _table(path.stem, frame, target, str(path))
+        raise SennError(f"{given!r} can't be read: {error.strerror or error}") from error
+    return _table(table, repr(found.shown))
 
 
-def _table(name: str, frame: pd.DataFrame, target: str | None, shown: str | None = None) -> Table:
+def _table(table: Table, shown: str) -> Table:
+    frame = table.frame
     if frame.shape[0] == 0 or frame.shape[1] == 0:
-        raise SennError(f"table {shown or name!r} has no {'rows' if frame.shape[1] else 'columns'}")
-    # rows count from 1 below the header, as an editor shows them
-    frame = frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
-    return Table(name, frame.set_axis([str(column) for column in frame.columns], axis=1), target)
+        raise SennError(f"table {shown} has no {'rows' if frame.shape[1] else 'columns'}")
+    return replace(table, frame=frame.set_axis([str(column) for column in frame.columns], axis=1))
 
 
-def _delimited(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
-    # utf-8-sig drops the byte order mark that Excel writes, which would stick to the first name;
-    # newline="" leaves line ends within quotes to the csv module.
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        first = file.readline()
-        # the mark that is most frequent in the header, where cells are names and hold few of them
-        marks = "\t" if path.suffix.lower() == ".tsv" else ",;\t|"
-        mark = max(marks, key=first.count)
-        file.seek(0)
-        header = _check_lines(path, csv.reader(file, delimiter=mark, strict=True))
-    # low_memory=False: inferred piece by piece, one column may hold cells of two types.
-    frame = pd.read_csv(
-        path,
-        sep=mark,
-        encoding="utf-8-sig",
-        low_memory=False,
-        index_col=False,
-        dtype=dict.fromkeys(set(text) & set(header), "str"),
-    )
-    if not header[0].strip():
-        if not (pd.api.types.is_integer_dtype(frame.iloc[:, 0]) and frame.iloc[:, 0].is_unique):
-            raise SennError(f"the first column of {str(path)!r} has no name")
-        frame = frame.iloc[
-            :, 1:
-        ]  # row numbers, which `DataFrame.to_csv` writes in a column without a name
-    return frame, None
-
-
-def _check_lines(path: Path, lines: Any) -> list[str]:
-    """Read the header, and check that every line has as many cells."""
-    # pandas would pad short lines and shift long ones in silence
-    header: list[str] = next(lines, [])
-    if not any(cell.strip() for cell in header):
-        raise SennError(f"{str(path)!r} is empty")
-    seen: set[str] = set()
-    for at, cell in enumerate(header):
-        if cell in seen:
-            raise SennError(f"{str(path)!r} has two columns named {cell!r}")
-        if not cell.strip() and at:
-            raise SennError(f"column {at + 1} of {str(path)!r} has no name")
-        seen.add(cell)
-    # whole numbers may be names (pixels 0 to 63); fractions are data
-    if all(_is_number(cell) for cell in header) and not all(
-        cell.strip().isdigit() for cell in header
-    ):
-        raise SennError(f"{str(path)!r} has no header: its first line holds only numbers")
-    for line in lines:
-        if line and len(line) != len(header):
-            counts = f"{len(line)} cells where the header has {len(header)}"
-            raise SennError(f"line {lines.line_num} of {str(path)!r} has {counts}")
-    return header
-
-
-def _is_number(cell: str) -> bool:
+def _text_table(
+    source: Source, text: Sequence[str], encoding: str | None, decimal: Mark | None
+) -> Table:
     try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+        frame, layout, notes = read_delimited(source, encoding)
+    except (SennError, OSError):
+        raise
+    except Exception as error:  # whatever a parser makes of a damaged file
+        raise SennError(complaint(error, source)) from error
+    mark = decimal or decimal_of(frame, layout.separator, repr(source.shown))
+    frame = without_row_numbers(with_numbers(frame, text, mark), repr(source.shown))
+    return Table(source.name, frame, notes=notes, decimal=mark)
 
 
-def _parquet(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, None]:
-    return pd.read_parquet(path), None
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Count rows from 1 below the header, as an editor shows them."""
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
 
 
-def _npz(path: Path, text: Sequence[str]) -> tuple[pd.DataFrame, str | None]:
-    if not zipfile.is_zipfile(path):
-        raise SennError(f"{str(path)!r} can't be read as npz: it isn't an archive of arrays")
-    # never a pickle: it could run code
-    with np.load(path, allow_pickle=False) as arrays:
-        found: dict[str, NDArray[Any]] = {key: arrays[key] for key in arrays.files}
-    lengths = {key: len(array) if array.ndim else 0 for key, array in found.items()}
-    # named here with their lengths; pandas would only say that they differ
-    if len(set(lengths.values())) > 1:
-        sizes = ", ".join(f"{key!r} {length:,}" for key, length in lengths.items())
-        raise SennError(f"the arrays of {str(path)!r} differ in length: {sizes}")
-    columns: dict[str, NDArray[Any]] = {}
-    for key, array in found.items():
-        if array.ndim <= 1:
-            columns[key] = np.atleast_1d(array)
-        else:
-            flat = array.reshape(len(array), -1)
-            columns.update({f"{key}{at}": flat[:, at] for at in range(flat.shape[1])})
-    return pd.DataFrame(columns), "y" if "y" in found and found["y"].ndim == 1 else None
+def _read_by(reader: Callable[[Source], tuple[Any, ...]], kind: str) -> Callable[[Source], Table]:
+    """Make a reader of tables that says in a sentence what is wrong with a file."""
+
+    def read(source: Source) -> Table:
+        try:
+            frame, target, notes = reader(source)
+        except (SennError, OSError):
+            raise
+        except MemoryError as error:
+            raise SennError(f"{source.shown!r} doesn't fit in memory") from error
+        except ImportError as error:
+            raise SennError(readers.missing(error, source)) from error
+        except Exception as error:  # whatever a parser makes of a damaged file
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise SennError(f"{source.shown!r} can't be read as {kind}: {reason}") from error
+        return Table(source.name, _counted(frame), target, notes)
+
+    return read
 
 
-_READERS: dict[str, Callable[[Path, Sequence[str]], tuple[pd.DataFrame, str | None]]] = {
-    ".csv": _delimited,
-    ".tsv": _delimited,
-    ".parquet": _parquet,
-    ".npz": _npz,
+_TEXTS = (".csv", ".tsv", ".txt", ".data", ".tab", ".psv", ".dat", ".asc")
+_KINDS: dict[str, tuple[Callable[[Source], tuple[Any, ...]], Sequence[str]]] = {
+    "parquet": (readers.parquet, (".parquet", ".pq")),
+    "feather": (readers.feather, (".feather", ".arrow", ".ipc")),
+    "json": (readers.json_lines, (".jsonl", ".ndjson", ".json")),
+    "excel": (readers.excel, (".xlsx", ".xlsm", ".xls", ".ods")),
+    "stata": (readers.stata, (".dta",)),
+    "npz": (readers.npz, (".npz",)),
 }
-
-
-def _scikit(loader: str, target: str, named: bool) -> Callable[[], tuple[pd.DataFrame, str]]:
-    """Make a loader of a table of scikit-learn, with its classes by name where they have one."""
-
-    def load() -> tuple[pd.DataFrame, str]:
-        from sklearn import datasets
-
-        bunch = getattr(datasets, loader)()
-        values = bunch.target_names[bunch.target].astype(str) if named else bunch.target
-        frame = pd.DataFrame(bunch.data, columns=list(bunch.feature_names))
-        return frame.assign(**{target: values}), target
-
-    return load
-
-
-def _moons() -> tuple[pd.DataFrame, str]:
-    from sklearn.datasets import make_moons
-
-    x, y = make_moons(1000, noise=0.3, random_state=0)
-    return pd.DataFrame({"x": x[:, 0], "y": x[:, 1], "moon": y}), "moon"
-
-
-BUILT_IN: dict[str, Callable[[], tuple[pd.DataFrame, str]]] = {
-    "digits": _scikit("load_digits", "digit", named=False),
-    "breast-cancer": _scikit("load_breast_cancer", "diagnosis", named=True),
-    "wine": _scikit("load_wine", "cultivar", named=True),
-    "diabetes": _scikit("load_diabetes", "progression", named=False),
-    "moons": _moons,
+_READERS: dict[str, Callable[[Source], Table]] = {
+    suffix: _read_by(reader, kind)
+    for kind, (reader, suffixes) in _KINDS.items()
+    for suffix in suffixes
 }
-"""Tables that need no file."""

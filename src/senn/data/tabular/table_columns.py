@@ -6,21 +6,19 @@ A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from senn.data.tabular.cells import Floats, is_missing, numbers, texts
+from senn.data.tabular.cell_texts import TRUTH
+from senn.data.tabular.cells import Floats, is_missing, numbers, shown, style_of, texts
+from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
+from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
-
-MOST_CATEGORIES = 64
-"""Categories that get a feature of their own; the rarer ones share one.
-
-It bounds the width of the first layer: a column of names with thousands of rare values would be most of its parameters.
-"""
 
 FARTHEST = 1e6
 """Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
@@ -44,6 +42,9 @@ class Column(Protocol):
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
         """Encode cells as (n, len(features)) float64."""
+
+    def surprises(self, cells: pd.Series[Any]) -> list[str]:
+        """Say which cells training never saw, or read otherwise: ends of sentences about the column."""
 
 
 def mean_and_deviation(values: Floats) -> tuple[float, float]:
@@ -98,10 +99,24 @@ class Dropped:
         """Return an array of no columns, (n, 0)."""
         return np.empty((len(cells), 0))
 
+    def surprises(self, cells: pd.Series[Any]) -> list[str]:
+        """Return nothing: the column isn't used."""
+        return []
+
 
 @dataclass(frozen=True, kw_only=True)
 class NumberColumn:
-    """Number, standardized; a missing one becomes the median, with an indicator if there were any at fit."""
+    """Number, standardized; a missing one becomes the median, with an indicator if there were any at fit.
+
+    Attributes:
+        name: of the column.
+        median: number that stands for a missing one.
+        mean: of the training cells.
+        scale: standard deviation of the training cells.
+        indicator: whether a number is missing is a feature.
+        style: how the training table writes the numbers.
+        note: end of a sentence about the column.
+    """
 
     kind: ClassVar[str] = "number"
     name: str
@@ -109,18 +124,20 @@ class NumberColumn:
     mean: float
     scale: float
     indicator: bool
+    style: NumberStyle = PLAIN
     note: str = ""
 
     def __post_init__(self) -> None:
         check_positive(self.scale)
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
+    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
+            decimal: decimal mark of the table's numbers, where that is known.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.
@@ -128,7 +145,8 @@ class NumberColumn:
         Raises:
             SennError: a cell isn't a number.
         """
-        values = numbers(name, cells)
+        style, note = style_of(name, cells, decimal)
+        values = numbers(name, cells, style)
         missing = np.isnan(values)
         known = values[~missing]
         # a constant tells rows apart only by where it is missing
@@ -138,7 +156,15 @@ class NumberColumn:
         median = float(np.sort(known)[(known.size - 1) // 2])
         # With the median for missing cells, as `encode` has it: what the network reads has mean 0.
         mean, scale = mean_and_deviation(np.where(missing, median, values))
-        return cls(name=name, median=median, mean=mean, scale=scale, indicator=bool(missing.any()))
+        return cls(
+            name=name,
+            median=median,
+            mean=mean,
+            scale=scale,
+            indicator=bool(missing.any()),
+            style=style,
+            note=note,
+        )
 
     def features(self) -> list[str]:
         """List the number and, if any were missing at fit, the indicator."""
@@ -146,16 +172,56 @@ class NumberColumn:
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
         """Standardize the numbers."""
-        values = numbers(self.name, cells)
+        values = numbers(self.name, cells, self._style_of(cells))
         missing = np.isnan(values)
         standard = standardize(np.where(missing, self.median, values), self.mean, self.scale)
         return np.column_stack([standard, missing] if self.indicator else [standard]).astype(
             np.float64
         )
 
+    def surprises(self, cells: pd.Series[Any]) -> list[str]:
+        """Say if cells are missing that never were, or if numbers are written otherwise than in training."""
+        missing = is_missing(cells)
+        found = [] if self.indicator else empty_cells(missing)
+        known = cells[~missing]
+        style = self._style_of(cells)
+        if style != self.style:
+            phrases = {",": "with a decimal comma", ".": "with a decimal point"}
+            found.append(_counted(known, len(cells), f"are written {phrases[style.decimal]}"))
+        elif len(known):
+            units = np.asarray([_unit(cell, style) for cell in known], dtype=object)
+            lacking = known[(units == "") & (known.astype("str") != "0").to_numpy()]
+            further = known[units != ""]
+            if self.style.unit and len(lacking):
+                found.append(_counted(lacking, len(cells), f"lack the unit {self.style.unit!r}"))
+            if not self.style.unit and len(further):
+                found.append(_counted(further, len(cells), "have a unit"))
+        return [f"{one}, as no cell in training" for one in found]
 
-# 1 and -1 leave the middle to a missing cell; with 1 and 0 it would look like a false one.
-_TRUTH = {"true": 1.0, "false": -1.0, "1": 1.0, "0": -1.0, "yes": 1.0, "no": -1.0}
+    def _style_of(self, cells: pd.Series[Any]) -> NumberStyle:
+        """Return how these cells are written: as in training, unless only the other decimal mark reads them all."""
+        if pd.api.types.is_numeric_dtype(cells.dtype):
+            return self.style
+        known = [cell for cell in cells[~is_missing(cells)] if isinstance(cell, str)]
+        mark: Mark = "," if settled_decimal(known, self.style.decimal) == "," else "."
+        return replace(self.style, decimal=mark)
+
+
+def _unit(cell: Any, style: NumberStyle) -> str:
+    """Return the unit that a cell has beside its number."""
+    found = written_number(cell, style.decimal) if isinstance(cell, str) else None
+    return "" if found is None else full_unit(found[1], "" if style.scaled else found[2])
+
+
+def _counted(some: pd.Series[Any], of: int, what: str) -> str:
+    """Say of how many cells something is true, and show the first."""
+    return f"{len(some):,} of {of:,} cells {what}, the first being {shown(some.iloc[0])}"
+
+
+def empty_cells(missing: NDArray[np.bool_]) -> list[str]:
+    """Say how many cells are missing, in a list that is empty if none are."""
+    count = int(missing.sum())
+    return [f"{count:,} of {len(missing):,} cells are empty"] if count else []
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,12 +233,13 @@ class BooleanColumn:
     note: str = ""
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
+    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
+            decimal: not used.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.
@@ -194,7 +261,7 @@ class BooleanColumn:
         values = np.zeros((len(cells), 1))
         for at, (cell, missing) in enumerate(zip(texts(cells), is_missing(cells), strict=True)):
             if not missing:
-                truth = _TRUTH.get(cell.strip().lower())
+                truth = TRUTH.get(cell.strip().lower())
                 if truth is None:
                     raise SennError(
                         f"column {self.name!r}, row {cells.index[at]}: {cell!r} is neither true nor false"
@@ -202,75 +269,6 @@ class BooleanColumn:
                 values[at] = truth
         return values
 
-
-@dataclass(frozen=True, kw_only=True)
-class CategoryColumn:
-    """Category, one feature per frequent one; rare and unseen ones share "other" if there were rare ones at fit."""
-
-    kind: ClassVar[str] = "category"
-    name: str
-    categories: tuple[str, ...]
-    other: bool
-    indicator: bool
-    note: str = ""
-
-    @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any]) -> Column:
-        """Fit the encoding to training cells.
-
-        Args:
-            name: of the column.
-            cells: its cells.
-
-        Returns:
-            The fitted column, or a `Dropped` one if it can't tell rows apart, or holds identifiers.
-        """
-        known = [cell for cell in texts(cells) if cell is not None]
-        counts = pd.Series(known, dtype=object).value_counts()
-        indicator = len(known) < len(cells)
-        if len(counts) < 2 and not indicator:
-            return Dropped(name=name, note=f"is always {counts.index[0]!r}")
-        # a text that differs in most rows names the row; in a small table that may be chance
-        if len(cells) >= 20 and len(counts) > len(known) / 2:
-            return Dropped(
-                name=name,
-                note=f"looks like an identifier: {len(counts):,} different texts in {len(known):,} rows",
-            )
-        # a category of fewer rows than this (1 % of a small table) would be learned by heart
-        rare = min(10, max(1, len(cells) // 100))
-        # Ties by their text: in the order of rows, a shuffled table would get other features.
-        frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[
-            :MOST_CATEGORIES
-        ]
-        if not frequent:
-            return Dropped(
-                name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows"
-            )
-        # unseen categories use the feature of the rare ones, which training has taught; without rare ones they have
-        # none
-        merged = len(counts) - len(frequent)
-        note = f"{merged:,} rare categories are taken together" if merged else ""
-        return cls(
-            name=name, categories=tuple(frequent), other=merged > 0, indicator=indicator, note=note
-        )
-
-    def features(self) -> list[str]:
-        """List one feature per category, then "other" and "missing" if there were such cells at fit."""
-        extra = [
-            word for word, used in (("other", self.other), ("missing", self.indicator)) if used
-        ]
-        return [f"{self.name}={category}" for category in self.categories] + [
-            f"{self.name} {word}" for word in extra
-        ]
-
-    def encode(self, cells: pd.Series[Any]) -> Floats:
-        """Zeros and a single one per row (none at all for an unseen category where nothing was rare at fit)."""
-        place: dict[str | None, int] = {category: at for at, category in enumerate(self.categories)}
-        elsewhere = len(self.categories) if self.other else -1
-        if self.indicator:
-            place[None] = len(self.categories) + self.other
-        at = np.asarray([place.get(cell, elsewhere) for cell in texts(cells)], dtype=np.int64)
-        out = np.zeros((len(cells), len(self.features())))
-        rows = np.flatnonzero(at >= 0)
-        out[rows, at[rows]] = 1.0
-        return out
+    def surprises(self, cells: pd.Series[Any]) -> list[str]:
+        """Say nothing: a missing cell lies between true and false."""
+        return []

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn._records import from_dict
 from senn.data.tabular.column_kinds import KINDS, column_from_dict, column_to_dict, fit_column
+from senn.data.tabular.number_style import Mark
+from senn.data.tabular.read import Table, read_table
 from senn.data.tabular.table_columns import Column, Dropped
 from senn.data.tabular.target import Target, Task
 from senn.errors import SennError
@@ -23,10 +27,14 @@ class TableEncoder:
     Attributes:
         columns: encodings of the columns but the target, in the order of the training table.
         target: column to predict.
+        decimal: decimal mark of the table's numbers, where something says it; None where nothing does.
+        encoding: character encoding that the user has named, None for none; files to predict are read alike.
     """
 
     columns: tuple[Column, ...]
     target: Target
+    decimal: Mark | None = None
+    encoding: str | None = None
 
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns] + [self.target.name]
@@ -41,6 +49,9 @@ class TableEncoder:
         task: Task | None = None,
         kinds: Mapping[str, str] | None = None,
         left_out: Mapping[str, str] | None = None,
+        *,
+        decimal: Mark | None = None,
+        encoding: str | None = None,
     ) -> TableEncoder:
         """Fit the encoding to training rows.
 
@@ -50,6 +61,8 @@ class TableEncoder:
             task: None to infer it from the target's column; not used for a target that is fitted.
             kinds: kinds of columns that aren't to be inferred: `number`, `boolean`, `category`, `date`, `dropped`.
             left_out: columns that are no features, with the reason as the end of a sentence on the column.
+            decimal: decimal mark of the table's numbers, where that is known.
+            encoding: character encoding that files are to be read with.
 
         Returns:
             The fitted encoder.
@@ -77,12 +90,14 @@ class TableEncoder:
                     f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}"
                 )
         # the target first: its errors are about the whole task
-        fitted = Target.fit(target, frame[target], task) if isinstance(target, str) else target
+        fitted = target
+        if isinstance(fitted, str):
+            fitted = Target.fit(fitted, frame[fitted], task, decimal)
         reasons_by_name = left_out or {}
         columns = tuple(
             Dropped(name=name, note=reasons_by_name[name])
             if name in reasons_by_name
-            else fit_column(str(name), frame[name], kinds.get(name))
+            else fit_column(str(name), frame[name], kinds.get(name), decimal)
             for name in frame.columns
             if name != name_of_target
         )
@@ -93,7 +108,7 @@ class TableEncoder:
                 f"no column is left to predict {name_of_target!r} from"
                 + (f" ({reasons})" if reasons else "")
             )
-        return cls(columns=columns, target=fitted)
+        return cls(columns=columns, target=fitted, decimal=decimal, encoding=encoding)
 
     @property
     def features(self) -> list[str]:
@@ -103,7 +118,9 @@ class TableEncoder:
     @property
     def notes(self) -> list[str]:
         """Remarks on single columns, one sentence each."""
-        return [f"column {column.name!r} {column.note}" for column in self.columns if column.note]
+        notes = [f"column {column.name!r} {column.note}" for column in self.columns if column.note]
+        about = f"target {self.target.name!r} {self.target.note}"
+        return [about, *notes] if self.target.note else notes
 
     @property
     def text_columns(self) -> list[str]:
@@ -122,23 +139,78 @@ class TableEncoder:
         Raises:
             SennError: a column is missing, or a cell can't be read.
         """
-        # dropped columns may be missing from a table to predict
-        used = [column for column in self.columns if column.features()]
-        absent = [column.name for column in used if column.name not in frame.columns]
-        if absent:
-            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
-        # twice the same name would make `frame[name]` a table
-        check_names(frame)
         # Rounded last: float32 has 7 digits, and numbers far from zero may differ in later ones.
         return np.concatenate(
-            [column.encode(frame[column.name]) for column in used], axis=1
+            [column.encode(cells) for column, cells in self._used(frame)], axis=1
         ).astype(np.float32)
+
+    def read(
+        self,
+        source: str | Path,
+        *,
+        text: Sequence[str] = (),
+        encoding: str | None = None,
+        decimal: Mark | None = None,
+    ) -> Table:
+        """Read a file as the training table was read, for `transform`.
+
+        Args:
+            source: as for `read_table`.
+            text: further columns that are read as text.
+            encoding: character encoding of the file, if it isn't that of the training table.
+            decimal: decimal mark of the file, if it isn't that of the training table.
+
+        Raises:
+            SennError: there is no such file, or it isn't a table.
+        """
+        # Without a word on it, points are decimal, as everything that computes writes them.
+        mark = decimal or self.decimal or "."
+        kept = [*self.text_columns, *text]
+        return read_table(source, text=kept, encoding=encoding or self.encoding, decimal=mark)
+
+    def surprises(self, frame: pd.DataFrame) -> list[str]:
+        """Say what of these rows training never saw: categories, empty cells, other ways of writing numbers.
+
+        Args:
+            frame: the rows, as for `transform`.
+
+        Returns:
+            A sentence for each finding, with the number of cells and the first of them.
+
+        Raises:
+            SennError: a column is missing, or a cell can't be read.
+
+        >>> frame = pd.DataFrame({"town": ["Ulm", "Bonn"] * 2, "kind": ["a", "b"] * 2})
+        >>> TableEncoder.fit(frame, target="kind").surprises(pd.DataFrame({"town": ["Ulm", "Rome"]}))
+        ["column 'town': 1 of 2 cells were never seen in training, the first being 'Rome'"]
+        """
+        return [
+            f"column {column.name!r}: {sentence}"
+            for column, cells in self._used(frame)
+            for sentence in column.surprises(cells)
+        ]
+
+    def _used(self, frame: pd.DataFrame) -> list[tuple[Column, pd.Series[Any]]]:
+        """Find the cells of each column that is used; dropped ones may be missing."""
+        # twice the same name would make `frame[name]` a table
+        check_names(frame)
+        # an encoder of version 0.1 may have kept blanks around a name, which files are read without now
+        names = {str(name).strip(): name for name in frame.columns}
+        names |= {str(name): name for name in frame.columns}
+        used = [column for column in self.columns if column.features()]
+        found = [names.get(column.name, names.get(column.name.strip())) for column in used]
+        absent = [column.name for column, name in zip(used, found, strict=True) if name is None]
+        if absent:
+            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
+        return [(column, frame[name]) for column, name in zip(used, found, strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the encoder to a JSON record."""
         return {
             "columns": [column_to_dict(column) for column in self.columns],
             "target": self.target.to_dict(),
+            "decimal": self.decimal,
+            "encoding": self.encoding,
         }
 
     @classmethod
@@ -155,7 +227,18 @@ class TableEncoder:
         ):
             raise SennError("the stored encoding of the table is damaged")
         columns = tuple(map(column_from_dict, record["columns"]))
-        return cls(columns=columns, target=Target.from_dict(record["target"]))
+        # version 0.1 had neither, and read decimal points in UTF-8
+        read = {"decimal": record.get("decimal"), "encoding": record.get("encoding")}
+        reading = from_dict(_Reading, read, "the stored encoding of the table")
+        return cls(columns=columns, target=Target.from_dict(record["target"]), **vars(reading))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    """How files are read, in a record."""
+
+    decimal: Mark | None
+    encoding: str | None
 
 
 def check_names(frame: pd.DataFrame, target: str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,7 +10,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn._records import from_dict
-from senn.data.tabular.cells import Floats, is_missing, kind_of, numbers, text
+from senn.data.tabular.cell_texts import MISSING_MARKS, NEVER_A_CLASS, finder
+from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, numbers, shown, text
+from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.errors import SennError
 
 Task = Literal["classification", "regression"]
@@ -18,6 +20,10 @@ Label = str | int | float | bool
 
 FEW_VALUES = 20
 """A whole-numbered target of at most this many values, each in five rows on average, counts as classes."""
+
+
+FEWEST_LABELS, SMALLEST_SHARE = 100, 0.1
+"""With fewer labels, in a smaller share of the rows, a table is refused rather than cut down to the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +36,8 @@ class Target:
         labels: the classes in sorted order, as str, int, float or bool like in the table; empty for regression.
         mean: of the training rows, for regression.
         scale: standard deviation of the training rows, for regression.
+        style: how the training table writes the numbers, for regression.
+        note: end of a sentence about the column; "" if there is nothing to say.
     """
 
     name: str
@@ -37,6 +45,8 @@ class Target:
     labels: tuple[Label, ...] = ()
     mean: float = 0.0
     scale: float = 1.0
+    style: NumberStyle = PLAIN
+    note: str = ""
 
     def __post_init__(self) -> None:
         if self.task == "classification" and len(self.labels) < 2:
@@ -52,13 +62,20 @@ class Target:
         return len(self.labels) if self.task == "classification" else 1
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any], task: Task | None = None) -> Target:
+    def fit(
+        cls,
+        name: str,
+        cells: pd.Series[Any],
+        task: Task | None = None,
+        decimal: Mark | None = None,
+    ) -> Target:
         """Fit labels, or mean and scale, to training rows.
 
         Args:
             name: of the column.
             cells: its cells.
             task: None to infer it: classification for text, booleans or few whole numbers.
+            decimal: decimal mark of the table's numbers, where that is known.
 
         Returns:
             The fitted target.
@@ -72,9 +89,8 @@ class Target:
         >>> target.encode(pd.Series(["dog", "cat"]))
         array([1, 0])
         """
-        kind = kind_of(name, cells)
-        # "-" or "none" may well be the name of a class, but not a number.
-        missing = is_missing(cells) if kind == "number" else cells.isna().to_numpy(dtype=bool)
+        found = kind_of(name, cells, decimal)
+        missing = _unlabeled(cells, found)
         if missing.any():
             row = cells.index[int(np.flatnonzero(missing)[0])]
             count = int(missing.sum())
@@ -82,16 +98,19 @@ class Target:
                 f"in row {row}" if count == 1 else f"in {count:,} rows, the first being row {row}"
             )
             raise SennError(f"target {name!r} is missing {where}; remove rows that lack it")
-        if kind == "date":
+        # days of eight digits are numbers to predict unless somebody says otherwise
+        is_number = found.kind in ("number", "boolean") or found.form == "%Y%m%d"
+        if found.kind == "date" and not is_number:
             raise SennError(f"target {name!r} is a date; only classes and numbers can be predicted")
-        values = numbers(name, cells) if kind in ("number", "boolean") else None
-        if (task or _infer(kind, values)) == "classification":
+        values = _values(name, cells, found) if is_number else None
+        if (task or _infer(found.kind, values)) == "classification":
             return cls._classes(name, cells)
         if values is None:
             raise SennError(
                 f"target {name!r} holds text (row {cells.index[0]}: {cells.iloc[0]!r}), not numbers"
             )
-        return cls._number(name, values)
+        note = found.note if found.style != PLAIN or "read" in found.note else ""
+        return replace(cls._number(name, values), style=found.style, note=note)
 
     @classmethod
     def _classes(cls, name: str, cells: pd.Series[Any]) -> Target:
@@ -109,7 +128,15 @@ class Target:
                 f"target {name!r} has {len(found):,} classes in {len(cells):,} rows; is it an identifier?"
             )
         # Sorted, so that the numbers of the classes don't depend on the order of the rows.
-        return cls(name=name, task="classification", labels=tuple(sorted(found)))
+        like_nothing = [
+            label for label in found if isinstance(label, str) and label.lower() in MISSING_MARKS
+        ]
+        return cls(
+            name=name,
+            task="classification",
+            labels=tuple(sorted(found)),
+            note=_of_words(sorted(like_nothing)),
+        )
 
     @classmethod
     def _number(cls, name: str, values: Floats) -> Target:
@@ -131,7 +158,8 @@ class Target:
         """
         if self.task == "classification":
             return self
-        return self._number(self.name, numbers(self.name, cells))
+        own = self._number(self.name, numbers(self.name, cells, self.style))
+        return replace(self, mean=own.mean, scale=own.scale)
 
     def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
         """Encode cells for a loss: class numbers (n,) int64, or standardized numbers (n, 1) float32.
@@ -140,16 +168,19 @@ class Target:
             SennError: a class wasn't there at fit, or a cell isn't a number.
         """
         if self.task == "regression":
-            values = numbers(self.name, cells)
+            values = numbers(self.name, cells, self.style)
             return ((values - self.mean) / self.scale).astype(np.float32)[:, None]
         # by text, so that 1, 1.0 and "1" are one class in any file
-        place = {text(label): at for at, label in enumerate(self.labels)}
+        find = finder(text(label) for label in self.labels)
         codes = np.empty(len(cells), dtype=np.int64)
         for at, cell in enumerate(cells):
-            code = place.get(text(_label(cell)))
+            code = find(text(_label(cell)))
+            if code is None and _is_truth(cell):
+                # an encoder of version 0.1 has True where the file says TRUE
+                code = find(str(cell).strip().capitalize())
             if code is None:
                 raise SennError(
-                    f"target {self.name!r}, row {cells.index[at]}: class {cell!r} is unknown"
+                    f"target {self.name!r}, row {cells.index[at]}: class {shown(cell)} is unknown"
                 )
             codes[at] = code
         return codes
@@ -171,6 +202,8 @@ class Target:
             "labels": list(self.labels),
             "mean": self.mean,
             "scale": self.scale,
+            "style": asdict(self.style),
+            "note": self.note,
         }
 
     @classmethod
@@ -180,7 +213,71 @@ class Target:
         Raises:
             SennError: the record is damaged.
         """
-        return from_dict(cls, record, "the stored description of the target", complete=True)
+        what = "the stored description of the target"
+        # records of version 0.1 lack the last two
+        values = (
+            {"style": asdict(PLAIN), "note": "", **record} if isinstance(record, dict) else record
+        )
+        return from_dict(cls, values, what, complete=True)
+
+
+def labeled(
+    frame: pd.DataFrame, name: str, decimal: Mark | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out the rows of a table that have no target.
+
+    Args:
+        frame: the table.
+        name: of the target's column.
+        decimal: decimal mark of the table's numbers, where that is known.
+
+    Returns:
+        The other rows, and a sentence with the number of those left out, if there are any.
+
+    Raises:
+        SennError: hardly any row has a target, or the cells are of a kind that isn't understood.
+    """
+    missing = _unlabeled(frame[name], kind_of(name, frame[name], decimal))
+    count, rows = int(missing.sum()), len(frame)
+    if not count:
+        return frame, []
+    # a finished half is a training set; a few labels in a large table are a wrong column
+    if rows - count < FEWEST_LABELS and (rows - count) < SMALLEST_SHARE * rows:
+        first = frame.index[int(np.flatnonzero(missing)[0])]
+        raise SennError(
+            f"target {name!r} is missing in {count:,} of {rows:,} rows, the first being row {first}; "
+            "too few have one to learn from"
+        )
+    left = "row without" if count == 1 else "rows without"
+    are = "is" if count == 1 else "are"
+    return frame[~missing], [f"{count:,} of {rows:,} {left} a {name!r} {are} left out"]
+
+
+def _unlabeled(cells: pd.Series[Any], found: FoundKind) -> NDArray[np.bool_]:
+    # "-" or "none" may well be the name of a class, but not a number.
+    if found.kind in ("number", "boolean", "date"):
+        return is_missing(cells)
+    nothing = [isinstance(cell, str) and cell.strip().lower() in NEVER_A_CLASS for cell in cells]
+    return cells.isna().to_numpy(dtype=bool) | np.asarray(nothing, dtype=bool)
+
+
+def _values(name: str, cells: pd.Series[Any], found: FoundKind) -> Floats:
+    if found.kind == "boolean" and not pd.api.types.is_bool_dtype(cells.dtype):
+        return np.asarray([float(str(cell).strip().lower() == "true") for cell in cells])
+    return numbers(name, cells, found.style)
+
+
+def _of_words(labels: list[str]) -> str:
+    """Say that words which often mean a missing cell are classes."""
+    if not labels:
+        return ""
+    quoted = " and ".join(map(repr, labels[:3]))
+    kinds = "classes" if len(labels) > 1 else "a class"
+    return f"takes {quoted} for {kinds}; leave a cell empty where the class is unknown"
+
+
+def _is_truth(cell: Any) -> bool:
+    return isinstance(cell, str) and cell.strip().lower() in ("true", "false")
 
 
 def _label(cell: Any) -> Label:
@@ -190,11 +287,12 @@ def _label(cell: Any) -> Label:
         raise SennError(
             f"class {value!r} is a {type(value).__name__}; classes are texts, numbers or booleans"
         )
-    return value
+    # blanks around a word make no other class
+    return value.strip() if isinstance(value, str) else value
 
 
 def _infer(kind: str, values: Floats | None) -> Task:
-    if kind != "number" or values is None:
+    if kind == "boolean" or values is None:
         return "classification"
     distinct = len(np.unique(values))
     whole = bool((values == np.round(values)).all())

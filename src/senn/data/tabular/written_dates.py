@@ -1,0 +1,109 @@
+"""Dates as people write them, brought to a form that `strptime` or ISO 8601 reads.
+
+Exported networks carry the text of this file along, so it needs nothing but Python's own library.
+"""
+
+import datetime as dt
+import re
+
+ISO, QUARTER, WEEK = "ISO8601", "quarter", "week"
+UNIX, MILLISECONDS, EXCEL = "Unix seconds", "Unix milliseconds", "Excel days"
+
+ZONES = {
+    **dict.fromkeys(("Z", "UTC", "GMT", "WET"), "+0000"),
+    **dict.fromkeys(("CET", "BST", "WEST"), "+0100"),
+    **dict.fromkeys(("CEST", "EET"), "+0200"),
+    **dict.fromkeys(("EEST", "MSK"), "+0300"),
+    **dict.fromkeys(("JST", "KST"), "+0900"),
+    "IST": "+0530",
+    "AEST": "+1000",
+    "AEDT": "+1100",
+    "NZST": "+1200",
+    "NZDT": "+1300",
+    "EDT": "-0400",
+    **dict.fromkeys(("EST", "CDT"), "-0500"),
+    **dict.fromkeys(("CST", "MDT"), "-0600"),
+    **dict.fromkeys(("MST", "PDT"), "-0700"),
+    **dict.fromkeys(("PST", "AKDT"), "-0800"),
+    "AKST": "-0900",
+    "HST": "-1000",
+}
+"""Offsets of zones in letters; CST, IST and BST are those of Chicago, India and London."""
+
+_ZONE = re.compile(r"(?<=[\d MmAaPp])\s?\b([A-Z]{1,4})\b(?=$| \d{4}$)")
+_QUARTER = re.compile(r"(?:(\d{4})\W?[Qq]([1-4])|[Qq]([1-4])\W?(\d{4})|([1-4])[Qq]\W?(\d{4}))")
+_WEEK = re.compile(r"(?:(\d{4})\W?[Ww](\d{1,2})(?:-?([1-7]))?|[Ww](\d{1,2})\W(\d{4}))")
+_ISO_DAY = re.compile(r"(\d{4})[-/.](\d{2})(?:[-/.](\d{2})(?!\d)|$)")
+_ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
+
+
+def plain_form(form: str) -> str:
+    """Return the format of texts that `plain_date` has prepared: one of `strptime`, or ISO8601."""
+    if form in ("", ISO, f"{ISO} %Z", QUARTER, WEEK, UNIX, MILLISECONDS, EXCEL):
+        return ISO
+    return form.replace("%Z", "%z").replace(",", "")
+
+
+def plain_date(text: str, form: str) -> str:
+    """Bring a date to the format `plain_form(form)`.
+
+    Args:
+        text: a cell.
+        form: how the column's dates are written: a format of `strptime` (%Z for a zone in
+            letters), or a constant of this module.
+
+    Returns:
+        The text to parse; an empty one for a text that isn't of that form.
+    """
+    text = " ".join(text.split())
+    if form in (UNIX, MILLISECONDS, EXCEL):
+        return _counted(text, form)
+    if form in (QUARTER, WEEK):
+        return _quarter(text) if form == QUARTER else _week(text)
+    if "%Z" in form:
+        text, hits = _ZONE.subn(lambda zone: " " + ZONES.get(zone[1], "?"), text)
+        # A date of the same column without its zone would be another point in time.
+        text = text if hits else ""
+        if form.startswith(ISO):
+            text = text.replace(" +", "+").replace(" -", "-")
+    elif form not in ("", ISO):
+        # Whole numbers that a table with gaps has made fractions.
+        text = text.removesuffix(".0") if form == "%Y%m%d" else text
+    if form == "" or form.startswith(ISO):
+        # pandas takes more for ISO 8601 than Python does: other marks, and months without a day.
+        day = _ISO_DAY.match(text)
+        return f"{day[1]}-{day[2]}-{day[3] or '01'}{text[day.end() :]}" if day else text
+    # Commas are written or not, and days may be ordinal: "January 5th, 2020".
+    text = text.replace(",", "")
+    return _ORDINAL.sub("", text) if "%b" in form or "%B" in form else text
+
+
+def _quarter(text: str) -> str:
+    found = _QUARTER.fullmatch(text)
+    if found is None:
+        return ""
+    year, quarter = found[1] or found[4] or found[6], found[2] or found[3] or found[5]
+    return f"{year}-{3 * int(quarter) - 2:02}-01"
+
+
+def _week(text: str) -> str:
+    found = _WEEK.fullmatch(text)
+    try:
+        if found is None:
+            return ""
+        year, week, day = found[1] or found[5], found[2] or found[4], found[3] or "1"
+        return dt.date.fromisocalendar(int(year), int(week), int(day)).isoformat()
+    except ValueError:
+        return ""
+
+
+def _counted(text: str, form: str) -> str:
+    try:
+        # Whole microseconds: a fraction of a day is as exact as Excel keeps it.
+        unit = {UNIX: 1e6, MILLISECONDS: 1e3, EXCEL: 86_400e6}[form]
+        span = dt.timedelta(microseconds=round(float(text) * unit))
+        # Excel takes 1900 for a leap year; its days are right from March 1900 on.
+        start = dt.datetime(1899, 12, 30) if form == EXCEL else dt.datetime(1970, 1, 1)
+        return (start + span).isoformat()
+    except (ValueError, OverflowError):
+        return ""
