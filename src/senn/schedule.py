@@ -41,6 +41,9 @@ class GrowthSchedule:
             recurs, each time after twice as many steps, or three times as many where the other kind has a round at that
             step.
 
+    Attributes:
+        share: length of the run as it is, as a share of the one that was planned: rounds lie at so much of their steps.
+
     Example:
         >>> from senn.schedule import GrowthSchedule
         >>> from senn.training import TrainConfig
@@ -63,11 +66,17 @@ class GrowthSchedule:
             planned[step_of(fraction)] = ADDITION_MOVES
         self._left = sorted(planned.items()) if recipe.grow else []
         self._recurs = steps is None
+        self.share = 1.0
+
+    @property
+    def remaining(self) -> int:
+        """Number of rounds that are left."""
+        return len(self._left)
 
     @property
     def next(self) -> int | None:
         """Step of the next round; None if none is left."""
-        return self._left[0][0] if self._left else None
+        return max(1, round(self.share * self._left[0][0])) if self._left else None
 
     def waiting(self, step: int) -> bool:
         """Return True if a round is due after optimizer step number `step`."""

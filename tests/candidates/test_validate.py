@@ -99,6 +99,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "max_width": (0,),
         "round_to": (0,),
         "moves": ("width", ("hight",)),
+        "max_seconds": (0, -1.0),
         "threads": (0, 1.5),
         "frontier": (1, None),
         "seed": (None, 2**64),

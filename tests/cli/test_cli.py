@@ -222,6 +222,7 @@ class TestFit:
             (["--max-params", "5"], "--max-params 5 is less than the 61"),
             (["--max-flops", "5"], "--max-flops 5 is less than the"),
             (["--max-params", "-5"], "'-5' is not a whole number above 0"),
+            (["--max-seconds", "0"], "max_seconds must be a number above 0 or None, not 0.0"),
             (["--epochs", "0"], "'0' is not a whole number above 0"),
             (["--seed", "-1"], "'-1' is not a whole number from 0"),
             (["--seed", str(2**64)], "is not a whole number from 0"),

@@ -1,5 +1,6 @@
 """Limits of parameters and operations: no round passes one, whatever it changes."""
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -180,3 +181,34 @@ def test_what_cant_be_counted_is_refused_by_name():
     assert grown(Bilinear(), ("widen", "first")) == [("widen", "first")]
     with pytest.raises(UnsupportedError, match=r"how much aten\._trilinear computes isn't known"):
         grown(Bilinear(), ("widen", "first"), max_flops=10**9)
+
+
+class GroupNormed(nn.Module):
+    """A convolution whose channels are normalized in groups of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3), nn.GroupNorm(3, 6)
+        self.out, self.head = nn.Conv2d(6, 5, 3), nn.Linear(5, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.out(torch.relu(self.norm(self.conv(x)))))
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize("build", [mlp, attention, GroupNormed], ids=lambda build: build.__name__)
+def test_widths_are_multiples_after_growth_and_removal(build):
+    model, shape = (GroupNormed(), (1, 7, 7)) if build is GroupNormed else (build(5), SHAPES[build])
+    x, y = torch.randn(24, *shape), torch.arange(24) % 3
+    config = senn.CandidateConfig(units=16, residual_units=8, identity_bases=0)
+    grower = senn.Grower(model, candidate_config=config, round_to=4, seed=0)
+    found = grower.score_candidates([(x, y)])
+    changed = [one for one in found if one.kind != "insert" or one.layer_number is not None]
+    assert {"widen", "insert"} <= {one.kind for one in changed}
+    granularity = {group.name: group.granularity for group in grower.graph.groups}
+    for one in changed:
+        assert one.width % math.lcm(4, granularity.get(one.place, 1)) == 0
+    grower.reset()
+    grower.policy = TakesAny(1, 4)
+    for event in grower.grow([(x, y)]):
+        assert event.width_after % 4 == 0

@@ -190,6 +190,7 @@ def test_the_net_is_a_plain_module(moons):
         ({"batch_size": 1.5}, "batch_size"),
         ({"max_params": -3}, "max_params"),
         ({"max_params": 10}, "max_params is 10, but the net starts with 26 parameters"),
+        ({"max_seconds": 0.0}, "max_seconds must be a number above 0 or None, not 0.0"),
         ({"max_flops": 10}, "max_flops is 10, but the net starts with"),
         ({"validation_fraction": 1.5}, "validation_fraction"),
         ({"optimizer": "adamant"}, "unknown optimizer 'adamant'"),

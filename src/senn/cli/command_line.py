@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from senn.cli.growth_options import add_growth_options, positive_integer
+from senn.cli.growth_options import add_growth_options, add_time_limit, positive_integer
 from senn.cli.option_types import Once, column_kind, fraction, port, seed
 from senn.cli.reading_options import add_reading_options
 from senn.errors import SennError
@@ -264,6 +264,7 @@ def _add_training_options(training: argparse._ArgumentGroup) -> None:
         metavar="N",
         help="upper limit of passes over the training rows",
     )
+    add_time_limit(training)
     add(
         "--metric",
         action=Once,

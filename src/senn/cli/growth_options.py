@@ -1,4 +1,4 @@
-"""Options of `senn fit` that decide on growth, and the type of positive numbers."""
+"""Options of `senn fit` that decide on growth and time, and the type of positive numbers."""
 
 from __future__ import annotations
 
@@ -60,4 +60,15 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         type=int,
         metavar="N",
         help="tables: steps of gradient ascent of candidates before they are scored (paper policy: 300)",
+    )
+
+
+def add_time_limit(training: argparse._ArgumentGroup) -> None:
+    """Add the option that limits the time of training to a group of arguments."""
+    training.add_argument(
+        "--max-seconds",
+        type=float,
+        metavar="S",
+        help="upper limit of the training's time: with less than its steps need, the run plans fewer, and ends as a "
+        "shorter run does",
     )

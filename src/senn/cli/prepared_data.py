@@ -235,7 +235,8 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
     """Return the fields of a recipe that the options set."""
     record = options.to_dict()
-    names = ("seed", "threads", "optimizer", "epochs", "max_params", "max_flops", "ascent_steps")
+    limits = ("epochs", "max_params", "max_flops", "max_seconds")
+    names = ("seed", "threads", "optimizer", *limits, "ascent_steps")
     return {name: record[name] for name in names if record[name] is not None}
 
 

@@ -76,6 +76,7 @@ class CandidateRecord(TypedDict):
     detail: str
     units: int
     parameters: int
+    flops: NotRequired[int | None]
     gain: Figure
     held_out_gain: Figure
     held_out_stderr: Figure

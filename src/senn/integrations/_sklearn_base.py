@@ -37,6 +37,7 @@ _SETTINGS = {
     "policy": "policy",
     "max_params": "max_params",
     "max_flops": "max_flops",
+    "max_seconds": "max_seconds",
     "validation_fraction": "validation_fraction",
 }
 
@@ -60,6 +61,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
     policy: Any = None
     max_params: int | None = None
     max_flops: int | None = None
+    max_seconds: float | None = None
     validation_fraction: float | None = None
     recipe: TrainConfig | None = None
     random_state: Any = None

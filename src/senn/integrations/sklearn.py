@@ -37,6 +37,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         policy: what decides on growth: `price`, `paper` or a policy object.
         max_params: most parameters that growth may reach, at least 1.
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
+        max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
@@ -175,6 +176,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         policy: what decides on growth: `price`, `paper` or a policy object.
         max_params: most parameters that growth may reach, at least 1.
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
+        max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.

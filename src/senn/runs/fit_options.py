@@ -32,6 +32,7 @@ class FitOptions:
         max_params: upper limit of the number of parameters.
         max_flops: upper limit of the operations of a forward pass, per row.
         epochs: upper limit of the number of passes over the training rows.
+        max_seconds: upper limit of the training's time.
         seed: seed of all random numbers.
         threads: number of threads that compute the steps.
         optimizer: name of the optimizer.
@@ -60,6 +61,7 @@ class FitOptions:
     max_params: int | None = None
     max_flops: int | None = None
     epochs: int | None = None
+    max_seconds: float | None = None
     seed: int = 0
     threads: int | None = None
     optimizer: str | None = None
@@ -152,7 +154,7 @@ DEFAULTS: Mapping[str, Any] = {
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 
 _WHOLE = ("image_size", "max_params", "max_flops", "epochs", "seed", "threads", "ascent_steps")
-_REAL = ("test_fraction", "kappa", "tau", "alpha", "prune_fraction")
+_REAL = ("max_seconds", "test_fraction", "kappa", "tau", "alpha", "prune_fraction")
 
 
 def option_name(field: str) -> str:

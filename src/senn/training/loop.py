@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -28,6 +29,7 @@ def fit_model(
     callbacks: Sequence[Callback] = (),
     inputs: Inputs | None = None,
     checkpointer: Checkpointer | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train and grow an existing model on rows that are split already.
 
@@ -43,6 +45,7 @@ def fit_model(
         callbacks: listeners to the records.
         inputs: how the model reads the inputs of rows; None to take them as they are.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        clock: says what time it is, in seconds since any moment; `recipe.max_seconds` goes by it.
 
     Returns:
         The best network, and the history of the run.
@@ -65,5 +68,6 @@ def fit_model(
             inputs=inputs,
             checkpointer=checkpointer,
             threads=threads,
+            clock=clock,
         )
         return training.run()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
@@ -129,7 +129,8 @@ class RunState:
         losses: training losses of these.
         reason: why training ends, unless something else ends it first.
         history: all records so far.
-        started: time at which the run began, on the clock of `time.perf_counter`, in seconds.
+        started: time at which the run began, on the clock, in seconds.
+        clock: says what time it is, in seconds since any moment.
     """
 
     config: ResolvedConfig
@@ -144,6 +145,7 @@ class RunState:
     history: list[Record] = field(default_factory=list)
     # Shifted on resumption, so that the seconds of former parts of the run count.
     started: float
+    clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
         self.since_change = self.since_change or self.best
@@ -151,7 +153,7 @@ class RunState:
     @property
     def seconds(self) -> float:
         """Seconds since the run began, former parts of a resumed run included."""
-        return time.perf_counter() - self.started
+        return self.clock() - self.started
 
     def draw_order(self, rows: int, generator: torch.Generator) -> Tensor:
         """Begin an epoch with an order of the rows, or draw the order again in the middle of a resumed epoch.
@@ -311,4 +313,4 @@ class RunState:
         self.losses = [] if losses is None else [*losses.to(device)]
         self.history = copies(state["history"])
         self.order_generator = state["before_order"]
-        self.started = time.perf_counter() - float(state["seconds"])
+        self.started = self.clock() - float(state["seconds"])

@@ -70,6 +70,7 @@ RANGES: Mapping[str, Rule] = {
     "max_width": whole(low=1).or_none(),
     "round_to": whole(low=1),
     "moves": each(one_of("width", "depth", "prune")).or_none(),
+    "max_seconds": positive().or_none(),
     "threads": whole(low=1).or_none(),
     "frontier": flag(),
     "seed": a_seed(),
@@ -133,6 +134,10 @@ class TrainConfig:
         round_to: grown widths are multiples of this.
         moves: moves that growth may make, of `width`, `depth` and `prune`; None for all of them, except that a
             `senn.nn.MLP` keeps its depth by the price policy where `hidden` isn't given: it starts with layers enough.
+        max_seconds: most seconds that the run may take, former parts of a resumed run included; None for no limit. With
+            less time than its steps need, the run plans fewer: the schedules of the learning rate and of growth are
+            those of a shorter run, which ends with its validation and its frontier. Where no time is left for a round,
+            it is left out. Reading data and writing results come on top.
         threads: number of threads that compute the steps on a CPU. None to let it follow from the work of a step, but
             to leave alone what OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` has set.
         frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
@@ -190,6 +195,7 @@ class TrainConfig:
     max_width: int | None = None
     round_to: int = 1
     moves: tuple[str, ...] | None = None
+    max_seconds: float | None = None
     threads: int | None = None
     frontier: bool = False
     seed: int = 0

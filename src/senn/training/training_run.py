@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from senn._records import reading_state
-from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError, SennError
 from senn.events import Frontier
 from senn.flops import forward_flops
@@ -25,6 +22,7 @@ from senn.training.callbacks import Callback
 from senn.training.kept_frontier import kept_frontier
 from senn.training.metric import as_metric
 from senn.training.policy_defaults import policy_defaults
+from senn.training.resumable_run import ResumableRun
 from senn.training.round_records import (
     Record,
     RoundRecorder,
@@ -35,6 +33,7 @@ from senn.training.round_records import (
 from senn.training.run_records import end_record, epoch_record, start_record
 from senn.training.run_state import BestModel, Checkpointer, RunState
 from senn.training.threads import RunThreads, pass_of, step_flops
+from senn.training.time_plan import TimePlan
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import (
     NUMERICAL,
@@ -46,7 +45,7 @@ from senn.training.train_step import TrainStep
 from senn.training.validation import Validation, monitored, validate
 
 
-class Training:
+class Training(ResumableRun):
     """One run of `fit_model`, whose arguments it takes.
 
     Attributes:
@@ -67,9 +66,10 @@ class Training:
         inputs: Inputs,
         checkpointer: Checkpointer | None,
         threads: RunThreads,
+        clock: Callable[[], float],
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
-        started = time.perf_counter()
+        started = clock()
         self.checkpointer, self.device = checkpointer, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
@@ -84,9 +84,19 @@ class Training:
         self.rounds = GrowthSchedule(recipe, config.steps)
         best = BestModel(model=copy.deepcopy(model), epoch=0, validation=self.validate(model))
         self.state = RunState(
-            config=config, best=best, order_generator=generator.get_state(), started=started
+            config=config,
+            best=best,
+            order_generator=generator.get_state(),
+            started=started,
+            clock=clock,
         )
-        self._before_round: State | None = None
+        self.time = TimePlan(
+            recipe,
+            self.state,
+            self.rounds,
+            scored=min(recipe.max_scoring_samples, len(rows)) / len(rows),
+            communicator=self.learner.communicator,
+        )
         self._flops: int | None = None
 
     def run(self) -> TrainResult:
@@ -100,6 +110,7 @@ class Training:
         else:
             self.announce()
         state, interrupted = self.state, False
+        self.time.start()
         try:
             while state.epoch < state.config.epochs or state.epoch_step:
                 if self.one_epoch():
@@ -126,6 +137,8 @@ class Training:
         # A state saved before a round resumes with that round.
         is_finite = not state.epoch_step or self.round()
         for batch in batches[state.epoch_step :] if is_finite else ():
+            if state.step >= state.config.steps:
+                break  # there is no time for a whole epoch
             self.learner.set_lr(self.recipe.lr_factor(state.step / state.config.steps))
             stop = self.checkpointer is not None and self.checkpointer.stopping
             read, began = self.inputs.training(batch, self.generator), time.perf_counter()
@@ -136,6 +149,7 @@ class Training:
             state.epoch_step += 1
             if self.recipe.average == "ema":
                 self.learner.update_average()
+            self.time.spent("step")
             if not self.round():
                 break
             self.pause()
@@ -145,7 +159,9 @@ class Training:
             self.learner.update_average()
         loss = torch.stack(state.losses).mean().item()
         state.epoch_step, state.losses = 0, []
-        return self.end_epoch(loss)
+        stops = self.end_epoch(loss)
+        self.time.spent("validation")
+        return stops
 
     def round(self) -> bool:
         """Run the round that is due after this step, if one is.
@@ -163,71 +179,14 @@ class Training:
         # Checked here alone: to read the loss in every step would wait for the device.
         if not math.isfinite(self.state.losses[-1].item()):
             return False
-        self.grow(moves)
+        if self.time.has_time_for_round():
+            self.grow(moves)
+            self.time.spent("round")
+        else:
+            self.tell_fault("a round of growth was left out: there is no time for it")
         self.threads.choose(self.step_flops, self.model, self.state.step)
         self._before_round = None
         return True
-
-    def pause(self) -> None:
-        """Save the state between two steps if that is due, and stop the run if that is wanted.
-
-        Raises:
-            KeyboardInterrupt: the run is to stop; its state is saved.
-        """
-        if self.checkpointer is None:
-            return
-        # Of several processes all must stop after the same step: they know from the step itself.
-        stopping = (
-            self.checkpointer.stopping
-            if self.learner.communicator.is_single
-            else self.learner.stopping
-        )
-        if stopping or self.checkpointer.is_due():
-            self.keep()
-            if stopping:
-                raise KeyboardInterrupt
-
-    def state_dict(self) -> State:
-        """Return all that decides what follows: nested plain values and tensors that training doesn't change any more.
-
-        Raises:
-            SennError: a parameter isn't finite, so there is nothing to go on from.
-        """
-        return {
-            **self.state.state_dict(),
-            "generator": self.generator.get_state(),
-            "global": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-            "rounds": self.rounds.state_dict(),
-            "learner": self.learner.state_dict(),
-            "threads": self.threads.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; for a run that has only just been set up.
-
-        Raises:
-            SennError: it isn't the state of such a run.
-        """
-        with reading_state("this isn't the state of such a run"):
-            self.learner.load_state_dict(state["learner"])
-            self.state.load_state_dict(state, self.device)
-            self.rounds.load_state_dict(state["rounds"])
-            self.recorder.resume(self.state.history)
-            self.threads.load_state_dict(state.get("threads"), self.state.step)
-            # Random states last, since what comes before may draw.
-            self.generator.set_state(state["generator"])
-            torch.set_rng_state(state["global"])
-            if state["cuda"] is not None and self.device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda"], self.device)
-
-    def keep(self, state: State | None = None) -> None:
-        """Save a state, by default the current one; training goes on if that fails."""
-        assert self.checkpointer is not None
-        try:
-            self.checkpointer.save(state or self.state_dict())
-        except (SennError, OSError) as error:
-            self.tell_fault(f"no checkpoint was written: {error}")
 
     def grow(self, moves: Sequence[str]) -> None:
         """Run one round of these moves, scored on at most `recipe.max_scoring_samples` training rows.
@@ -364,6 +323,11 @@ class Training:
 
     def frontier(self, model: nn.Module) -> Frontier | None:
         """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
+        if self.recipe.frontier and not self.time.has_time_for_frontier():
+            self.tell_fault(
+                "sizes below the one that is kept weren't measured: there is no time for it"
+            )
+            return None
         return kept_frontier(
             model,
             self.rows,
