@@ -9,12 +9,20 @@ the page beside them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from scale_costs import GPUS, NETS, PLAIN, STEPS, Machine, cost, map_cost, select
 
 HERE = Path(__file__).parent
 STORED = HERE.parent / "benchmarks" / "results" / "communication.json"
+
+EXCHANGES = 30
+"""Exchanges of a round in which owners would ask for sums over samples.
+
+Five for each kind of candidate (two lengths, two values and what both folds agree on), three kinds, and twice over.
+"""
 
 TEXT = """# Several processes
 
@@ -82,213 +90,82 @@ uses all processes; `communicator=senn.collectives.Communicator()` makes it igno
 
 ## What is sent
 
-`python benchmarks/communication.py --out benchmarks/results/communication.json`
+`python benchmarks/communication.py --before TREE --out benchmarks/results/communication.json`, where `TREE` is a
+checkout of the version before linear maps had owners
 
 <!-- measured -->
 
-`calculated` is 2 (W - 1) / W times 4 bytes times 2 folds of (c + p)² + m (c + p) + m² numbers for each map of c
-columns, p candidate columns and m outputs; it counts the columns of layers before convolutions there too, whose sums
-are apart and smaller. The ranks share the passes and the elimination.
+`calculated` is (W - 1) / W times 2 folds of (c + p) (c + p + 1) / 2 + m (c + p) + m (m + 1) / 2 numbers for each map of
+c columns, p candidate columns and m outputs, and the sums of 1 / W of them once more, on their way to the owner; it
+counts the columns of layers before convolutions there too, whose sums are apart and smaller. Before, a sum went to all
+ranks, as whole matrices, and so did every kept sample.
+
+With `RoundConfig`:
+
+<!-- settings -->
+
+<!-- decisions -->
 
 ## What it would cost at scale
 
-Nothing here is measured. A decoder of width d has 12 d² parameters per layer: maps of d to 3 d, d to d, d to 4 d and 4
-d to d columns. The embedding and the output layer are excluded by `ignore`, since S of a vocabulary fits nowhere.
-Assumed are {passes:,.0f} Tflop/s per GPU for passes (of {peak:,.0f}, at a utilization of 0.4), {products:.0f} for
-products, {double:.0f} in float64, {link:.0f} GB/s between GPUs and {memory:.0f} GB of memory. A growth round
-observes {tokens:,} tokens in sequences of {length:,}; a training step has {steps} tokens for the two sizes. With n
-tokens on a GPU, W GPUs, q parameters, and for each map c, p, m as above:
+No machine of this size was at hand: what follows is calculated, from formulas whose bytes the table above confirms. A
+decoder of width d has 12 d² parameters per layer: maps of d to 3 d, d to d, d to 4 d and 4 d to d columns. The
+embedding and the output layer are excluded by `ignore`. Candidates are as many as `CandidateConfig` makes by default:
+64 heads of 64 units, {ffn} units of a feed-forward layer (in the two sizes), 16 units of a layer before each map.
+
+Measured are the ratio of bytes sent to bytes calculated ({ratio:.3f}, of the decoder above in four processes), the
+number of meetings in a round without a change ({meetings}), and the time of a meeting in the store: {store_8} for 8
+ranks, {store_512} for 512, of CPU time of the server and all clients on one core, where rank 0 joins the messages; it
+was {flat_512} when each rank read them all. Assumed are {passes:,.0f} Tflop/s per GPU for passes (of {peak:,.0f}, at a
+utilization of 0.4), {products:.0f} for products, {double:.0f} in float64, {link:.0f} GB/s between GPUs,
+{latency:.0f} µs for a small operation of the group, and {memory:.0f} GB of memory. A growth round observes {tokens:,}
+tokens in sequences of {length:,}; a training step has {steps} tokens for the two sizes. With n tokens on a GPU, W GPUs,
+q parameters, and for each map c, p, m as above:
 
 | | |
 | --- | --- |
 | passes | 8 q n flops: forward, two backward passes to the outputs of maps, forward of the copy |
 | products | 2 m (c + p) n + 2 m² n + 2 (c + p)² r / W flops, with r rows in A: 8 per column, at most all |
-| elimination | c³ + m³ / 3 + 6 c² p + 2 m c² + 2 m² (c + p) flops in float64 |
-| factors | M = 2 ((c + p)² + m (c + p) + m²) numbers |
-| kept samples | K = 2 · 64 · min(2 m (c + p), 2,048 (2 m + c + p)) numbers |
-| sent | 4 (2 M + K) (W - 1) / W bytes |
-| memory | 12 M + 4 K bytes, and 16 q for the model with Adam's state and gradients, if it was sharded |
+| elimination | c³ + m³ / 3 + 6 c² p + 2 m c² + 2 m² (c + p) flops in float64; 1 / W of all maps, or the largest one |
+| factors | N = 2 ((c + p)² / 2 + m (c + p) + m² / 2) numbers |
+| kept samples | K = 2 · 8 · min(8 m (c + p), 2,048 (4 (c + p) + 4 m)) bytes: 8 or 9 sequences a fold |
+| received | (W - 1) / W · 4 N, 4 N / W once more and K / W, or of the largest map 4 N and K |
+| meetings | two small operations of the group each, or one meeting in the store |
+| memory | 4 bytes a number of all factors, and again while they are sent; of own maps 12, and K; 16 q for the model |
 | training step | 6 q flops per token |
 
-Per GPU:
+Per GPU, as it is, with meetings in the group:
 
 <!-- costs -->
 
-So a model of 10 B doesn't fit whole into a GPU. `full_parameters` is for those that do; larger ones would have to be
-scored while they are sharded, block by block, which isn't implemented. The factors are the smaller part: the
-per-sample quantities, kept for exact curvatures along a step, outgrow everything, and they are what doesn't fit. In the
-table below each row adds one approximation to those above it; cells give the share of training time with a growth round
+In the table below each row adds something to those above it; cells give the share of training time with a growth round
 every {every:,} steps, and the memory that a GPU needs besides the model.
 
 <!-- remedies -->
 
-None of these is implemented yet; each changes where numbers are, or how many, not what they mean:
-
-- *Kept samples stay where they are*: a step's curvature is a sum over samples, so ranks need to exchange one number per
-  candidate, not the samples.
-- *Each rank eliminates for some maps*: factors are reduced to one owner (half the bytes), which holds the only float64
-  copies and factorizations.
-- *bfloat16*: a sum of W rounded sums has a relative error of about 2⁻⁹ / √W, far below the standard error of a gain.
-- *Fewer sequences and heads*: 8 sequences of 2,048 tokens are still 16,384 rows, and a head counts as many columns as
-  it has units.
-- *An eighth of the maps per round*: groups take turns, so each is scored every {turn:,} steps.
+- *One owner for each map*: the default. All figures are those of one process.
+- *Meetings in the group*: `ProcessGroupCommunicator(meets_in="group")`. A store serves one rank after the other, so
+  with hundreds of ranks it alone costs more than all else. In the group, a rank that has ended is noticed by the
+  group's timeout.
+- *Gradients in bfloat16*: `RoundConfig(reduce_dtype=torch.bfloat16)`. Each rank's numbers are rounded once and summed
+  in float32, an error of 2⁻⁹ of a gradient's standard error. Covariances are sent in float32: they are inverted, and
+  of a covariance that is rounded to bfloat16 the smallest eigenvalues are negative, far beyond any damping. (A round of
+  the decoder above ends there.)
+- *256 candidate columns*: `CandidateConfig(max_columns=256)`, four heads instead of 64, each of which counts as many
+  columns as it has units.
+- *An eighth of the maps per round*: `RoundConfig(maps_per_round=1/8)`. Groups take turns, so each is scored every
+  {turn:,} steps. What eta says is then about the maps in turn.
 - Rarer rounds cost only patience: all shares fall as the steps between rounds grow.
+
+*Why kept samples don't stay where they are.* A step's curvature is a sum over samples, so owners could send steps and
+get sums back. But each rank would need what the existing columns predict of the candidates, 2 c p numbers a map, and
+every choice an exchange in which all ranks take part. For 100 M parameters on 512 GPUs, with 64 heads, that is
+{predicted} to every rank instead of {kept} to the owner of the largest map, and some {exchanges} exchanges of
+{latency:.0f} µs. That saves little where samples are few, and they are: each is sent once, to one rank.
+
+*What isn't solved.* A model of 10 B doesn't fit whole into a GPU. `full_parameters` is for those that do; larger ones
+would have to be scored while they are sharded, block by block, which isn't implemented.
 """
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What the hardware does, per GPU.
-
-    Attributes:
-        passes: flops a second of forward and backward passes (bfloat16, of a peak of 1,000 Tflop/s).
-        products: flops a second of sums of outer products, accumulated in float32.
-        double: flops a second of factorizations in float64.
-        link: bytes a second to the other GPUs.
-        memory: bytes available.
-    """
-
-    passes: float = 0.4 * 1000e12
-    products: float = 200e12
-    double: float = 30e12
-    link: float = 50e9
-    memory: float = 80e9
-
-
-@dataclass(frozen=True)
-class Transformer:
-    """A decoder of `layers` blocks of width d, without embedding and output layer.
-
-    Attributes:
-        step: tokens per training step.
-    """
-
-    name: str
-    layers: int
-    d: int
-    step: int
-
-    @property
-    def parameters(self) -> int:
-        """Parameters of all blocks."""
-        return 12 * self.layers * self.d**2
-
-    def maps(self) -> list[tuple[int, int, int]]:
-        """Existing columns, candidate columns and outputs of each linear map: 64 candidates per group.
-
-        The residual stream's candidates are columns of the maps that read it, the feed-forward layer's are columns of
-        its second map; 64 candidate heads of 64 units are columns of the projection.
-        """
-        d = self.d
-        return self.layers * [(d, 64, 3 * d), (d, 64 * 64, d), (d, 64, 4 * d), (4 * d, 64, d)]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a growth round is carried out.
-
-    Attributes:
-        tokens: tokens observed by all ranks together.
-        length: tokens per sequence.
-        kept: sequences of each fold that are kept one by one.
-        gathered: True if every rank receives all kept sequences; else each keeps its own, and sums are sent.
-        sharded: True if the factors and gains of each map are on one rank only.
-        share: fraction of the maps that a round scores.
-        heads: candidate heads, of 64 columns each.
-        number: bytes per number sent.
-        every: training steps between rounds.
-    """
-
-    tokens: int
-    length: int = 2048
-    kept: int = 64
-    gathered: bool = True
-    sharded: bool = False
-    share: float = 1.0
-    heads: int = 64
-    number: int = 4
-    every: int = 1000
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Cost of one growth round, per GPU.
-
-    Attributes:
-        passes: flops of forward and backward passes.
-        products: flops of sums of outer products.
-        elimination: flops of factorizations and solves.
-        sent: bytes sent.
-        memory: bytes held, the model included.
-        model: bytes of the whole model with Adam's state.
-        seconds: seconds of passes, products, sending and elimination.
-        step: seconds per training step.
-    """
-
-    passes: float
-    products: float
-    elimination: float
-    sent: float
-    memory: float
-    model: float
-    seconds: tuple[float, float, float, float]
-    step: float
-
-    def share(self, every: int) -> float:
-        """Share of the training time with a round every so many steps."""
-        return sum(self.seconds) / (every * self.step)
-
-
-def cost(net: Transformer, gpus: int, setting: Setting, machine: Machine) -> Cost:
-    """Compute what a growth round costs, by the formulas of the page."""
-    maps = [(c, p * setting.heads // 64 if p > 64 else p, m) for c, p, m in net.maps()]
-    own = setting.tokens / gpus  # tokens that a GPU looks at
-    # forward 2, two backward passes to the maps' outputs 2 each, the copy forward 2, per parameter and token
-    passes = 8 * net.parameters * own
-    products = factors = kept = elimination = 0.0
-    for c, p, m in maps:
-        wide = c + p
-        rows = min(max(2048, 8 * wide), setting.tokens / 2) * 2  # rows that enter A, both folds
-        products += 2 * m * wide * own + 2 * m * m * own + 2 * wide * wide * rows / gpus
-        factors += 2 * (wide * wide + m * wide + m * m)
-        a_sample = min(
-            2 * m * wide, setting.length * (2 * m + wide)
-        )  # sums over its locations, or its rows
-        kept += 2 * setting.kept * a_sample
-        # Cholesky of A three times (all samples and each fold) and of S, solves for the new columns and for G
-        elimination += (
-            3 * c**3 / 3 + m**3 / 3 + 3 * 2 * c * c * p + 2 * m * c * c + 2 * m * m * wide
-        )
-    products, factors, kept, elimination = (
-        setting.share * x for x in (products, factors, kept, elimination)
-    )
-    ring = (gpus - 1) / gpus
-    sent = setting.number * factors * ring * (1 if setting.sharded else 2)
-    sent += 4 * kept * ring if setting.gathered else 0.0
-    held = factors / gpus if setting.sharded else factors
-    # float32 factors, their float64 copies, what is kept
-    memory = 4 * factors + 8 * held + 4 * (kept if setting.gathered else kept / gpus)
-    elimination = elimination / gpus if setting.sharded else elimination
-    seconds = (
-        passes / machine.passes, products / machine.products, sent / machine.link, elimination / machine.double
-    )  # fmt: skip
-    model = 16.0 * net.parameters  # float32 weights, Adam's two factors, gradients
-    step = 6 * net.parameters * net.step / gpus / machine.passes
-    return Cost(passes, products, elimination, sent, memory + model, model, seconds, step)
-
-
-NETS = (Transformer("100 M", 12, 832, 1 << 20), Transformer("10 B", 40, 4608, 4 << 20))
-GPUS = (8, 512)
-PLAIN = Setting(tokens=1 << 20)
-SPREAD = replace(PLAIN, gathered=False, sharded=True)
-STEPS = (
-    ("as it is", PLAIN),
-    ("kept samples stay where they are", replace(PLAIN, gathered=False)),
-    ("and each rank eliminates for some maps", SPREAD),
-    ("and sums are sent in bfloat16", replace(SPREAD, number=2)),
-    ("and 8 sequences are kept, 4 heads sampled", replace(SPREAD, number=2, kept=8, heads=4)),
-    ("and an eighth of the maps per round", replace(SPREAD, number=2, kept=8, heads=4, share=1 / 8)),
-)  # fmt: skip
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -315,35 +192,64 @@ def seconds(number: float) -> str:
     return f"{number:.3g} s" if number >= 0.1 else f"{1000 * number:.2g} ms"
 
 
-def measured() -> Iterator[str]:
+def measured(found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the table of what was counted and timed."""
-    found = json.loads(STORED.read_text())
     rows = []
     for net in found["nets"]:
-        one = net["worlds"][0]
-        for world in net["worlds"]:
-            sent, ranks = world["sent"], world["ranks"]
-            whole = sum(sent.values())
+        before = select(net, "before", "as it is")
+        now = select(net, "now", "as it is")
+        for old, new in zip(before, now, strict=True):
+            is_one = new["ranks"] == 1
+            sent = [
+                "" if is_one else size(world["sent"].get(action, 0.0))
+                for action in ("sum the moments", "gather the kept samples")
+                for world in (old, new)
+            ]
             rows.append(
                 (
-                    net["net"], f"{net['parameters']:,}", ranks,
-                    size(sent.get("sum the moments", 0.0)) if ranks > 1 else "",
-                    size(world["calculated"]) if ranks > 1 else "",
-                    size(sent.get("gather the kept samples", 0.0)) if ranks > 1 else "",
-                    f"{whole / net['parameters']:,.0f}" if ranks > 1 else "",
-                    f"{world['look_seconds']:.3f}", f"{world['look_seconds'] / one['look_seconds']:.2f}",
-                    f"{world['seconds'] - world['look_seconds']:.3f}",
+                    net["net"], f"{net['parameters']:,}", new["ranks"], *sent[:2],
+                    "" if is_one else size(new["calculated"]), *sent[2:],
+                    f"{old['look_seconds']:.3f}", f"{new['look_seconds']:.3f}",
+                    f"{old['seconds'] - old['look_seconds']:.3f}", f"{new['seconds'] - new['look_seconds']:.3f}",
                 )
             )  # fmt: skip
     head = (
-        "net", "parameters", "ranks", "factors sent", "calculated", "kept samples sent", "bytes per parameter",
-        "observe, s", "of one rank's", "score, s",
+        "net", "parameters", "ranks", "factors sent, before", "now", "calculated", "kept samples sent, before", "now",
+        "observe, s, before", "now", "score, s, before", "now",
     )  # fmt: skip
     yield table(head, rows)
     yield (
-        f"\nPer rank, in one growth round of {found['samples']:,} samples; seconds are CPU time of the slowest "
-        f"rank, medians of {found['repeats']}, PyTorch {found['torch']}.\n"
+        f"\nPer rank, in the mean, in one growth round; seconds are CPU time of the slowest rank, medians of "
+        f"{found['repeats']}, PyTorch {found['torch']}, all in one run.\n"
     )
+
+
+def settings(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the table of what settings make of it."""
+    rows = []
+    names = list(dict.fromkeys(one["setting"] for one in found["nets"][0]["worlds"]))
+    for net in found["nets"]:
+        worlds = [select(net, "now", name, 2)[0] for name in names]
+        cells = [f"{size(sum(one['sent'].values()))}, {one['seconds']:.2f} s" for one in worlds]
+        rows.append((net["net"], *cells))
+    yield table(("net", *names), rows) + "\n"
+    yield "All that each of two ranks sends, in the mean, and CPU time of the whole round."
+
+
+def decisions(found: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what bfloat16 does to decisions."""
+    pairs = []
+    for net in found["nets"]:
+        plain, short = (
+            select(net, "now", name, 2)[0]["decisions"]
+            for name in ("as it is", "gradients in bfloat16")
+        )
+        same = sum(one == other for one, other in zip(plain, short, strict=False))
+        pairs.append((net["net"], plain == short, same, len(plain), len(short)))
+    equal = sum(one[1] for one in pairs)
+    yield f"Decisions of a round with gradients in bfloat16 are those without for {equal} of {len(pairs)} nets:\n"
+    for name, _, same, plain, short in pairs:
+        yield f"- {name}: {plain} changes, {short} with bfloat16; the first {same} in order are the same"
 
 
 def costs(machine: Machine) -> Iterator[str]:
@@ -352,51 +258,60 @@ def costs(machine: Machine) -> Iterator[str]:
     for net in NETS:
         for gpus in GPUS:
             one = cost(net, gpus, PLAIN, machine)
-            passes, products, sending, elimination = map(seconds, one.seconds)
-            total = sum(one.seconds)
             rows.append(
                 (
-                    net.name, gpus, f"{one.passes + one.products + one.elimination:.2g}", size(one.sent),
-                    size(one.memory), size(one.model), passes, products, sending, elimination, seconds(one.step),
-                    f"{total / one.step:,.1f}", percent(one.share(PLAIN.every)),
+                    net.name, gpus, f"{one.flops:.2g}", size(one.received), size(one.memory), size(one.model),
+                    *map(seconds, one.seconds), seconds(one.step), f"{sum(one.seconds) / one.step:,.1f}",
+                    percent(one.share(PLAIN.every)),
                 )
             )  # fmt: skip
     head = (
-        "parameters", "GPUs", "flops", "sent", "memory", "of it model and Adam", "passes", "products", "sending",
-        "elimination", "training step", "in steps", f"share, every {PLAIN.every:,} steps",
+        "parameters", "GPUs", "flops", "received", "memory", "of it model and Adam", "passes", "products", "sending",
+        "elimination", "meetings", "training step", "in steps", f"share, every {PLAIN.every:,} steps",
     )  # fmt: skip
     yield table(head, rows) + "\n"
 
 
 def remedies(machine: Machine) -> Iterator[str]:
-    """Yield the table of approximations."""
+    """Yield the table of what makes rounds cheaper."""
     rows = []
     for name, setting in STEPS:
         cells: list[object] = [name]
         for net in NETS:
             for gpus in GPUS:
                 one = cost(net, gpus, setting, machine)
-                fits = "" if one.memory - one.model < machine.memory else ", too much"
-                cells.append(
-                    f"{percent(one.share(setting.every))}; {size(one.memory - one.model)}{fits}"
-                )
+                own = one.memory - one.model
+                fits = "" if own < machine.memory else ", too much"
+                cells.append(f"{percent(one.share(setting.every))}; {size(own)}{fits}")
         rows.append(cells)
     yield table(("", *(f"{net.name}, {gpus}" for net in NETS for gpus in GPUS)), rows) + "\n"
 
 
-def page(machine: Machine) -> str:
+def page(found: Mapping[str, Any]) -> str:
     """Fill in the whole page."""
-    parts = {"measured": measured(), "costs": costs(machine), "remedies": remedies(machine)}
+    machine = Machine.measured(found)
+    parts = {
+        "measured": measured(found),
+        "settings": settings(found),
+        "decisions": decisions(found),
+        "costs": costs(machine),
+        "remedies": remedies(machine),
+    }
+    small = NETS[0]
+    kept = max(map_cost(c, p, m, 512, PLAIN).kept for c, p, m in small.maps(64))
     text = TEXT.format(
         passes=machine.passes / 1e12, peak=machine.passes / 0.4e12, products=machine.products / 1e12,
         double=machine.double / 1e12, link=machine.link / 1e9, memory=machine.memory / 1e9, tokens=PLAIN.tokens,
         length=PLAIN.length, steps=" and ".join(f"{net.step:,}" for net in NETS), every=PLAIN.every,
-        turn=8 * PLAIN.every,
+        turn=8 * PLAIN.every, ffn=" and ".join(str(net.hidden_candidates) for net in NETS), ratio=machine.ratio,
+        meetings=machine.meetings, latency=machine.latency * 1e6, store_8=seconds(machine.store["one joins"][8]),
+        store_512=seconds(machine.store["one joins"][512]), flat_512=seconds(machine.store["each reads all"][512]),
+        predicted=size(4 * sum(2 * c * p for c, p, _ in small.maps(64))), kept=size(kept), exchanges=EXCHANGES,
     )  # fmt: skip
-    for name, found in parts.items():
-        text = text.replace(f"<!-- {name} -->", "\n".join(found))
+    for name, lines in parts.items():
+        text = text.replace(f"<!-- {name} -->", "\n".join(lines))
     return text
 
 
 if __name__ == "__main__":
-    (HERE / "several_processes.md").write_text(page(Machine()))
+    (HERE / "several_processes.md").write_text(page(json.loads(STORED.read_text())))

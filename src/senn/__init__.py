@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from senn.policies import Policy as Policy
     from senn.policies import PricePolicy as PricePolicy
     from senn.pytree import Arguments as Arguments
+    from senn.scoring.round_config import RoundConfig as RoundConfig
     from senn.training.trained_run import TrainedRun as TrainedRun
     from senn.training.trained_run import load_run as load_run
     from senn.verification.analysis import analyze as analyze
@@ -50,6 +51,7 @@ _HOME = {
     "PaperPolicy": "senn.policies",
     "Policy": "senn.policies",
     "PricePolicy": "senn.policies",
+    "RoundConfig": "senn.scoring.round_config",
     "SENNClassifier": "senn.integrations.sklearn",
     "SENNRegressor": "senn.integrations.sklearn",
     "SennError": "senn.errors",

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from rank_cases import CASES, SAMPLES, SHIFTED, endings, fit, grow, several, shifted, units
+from rank_cases import (
+    CASES,
+    SAMPLES,
+    SHIFTED,
+    endings,
+    fit,
+    grow,
+    meetings,
+    several,
+    shifted,
+    units,
+)
 from worlds import world
 
 from senn.collectives import Communicator
@@ -92,6 +103,21 @@ def test_the_same_training_as_one_process(alone: Any, together: Any) -> None:
 def _close(found: Any, expected: Any) -> None:
     found, expected = (torch.tensor(x, dtype=torch.float64) for x in (found, expected))
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_ranks_meet_in_their_group_as_they_do_in_the_store() -> None:
+    for rank, (store, group, short) in enumerate(ranks := world(3, meetings)):
+        assert store == group
+        long, failure, elsewhere, events = store
+        assert [len(text) for text, _ in long] == [0, 300, 600]
+        assert failure == ("no" if rank == 1 else "rank 1 failed to fail: ValueError: no")
+        assert "rank 1 was about to be elsewhere and rank 0 to be here" in elsewhere
+        assert events == ranks[0][0][3] != []
+        # gradients in bfloat16: the same decisions, and births of about their length
+        assert [one[:3] for one in short[3]] == [one[:3] for one in events]
+        for one, exact in zip(short[3], events, strict=True):
+            assert one[3:] == pytest.approx(exact[3:], rel=0.05)
+            assert one[3:] != exact[3:]
 
 
 def test_one_that_differs_fails_or_is_missing_ends_all(tmp_path: Path) -> None:

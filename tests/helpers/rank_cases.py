@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from senn import Grower, PaperPolicy, PricePolicy
+from senn import Grower, PaperPolicy, PricePolicy, RoundConfig
 from senn.candidates.candidate_config import CandidateConfig
 from senn.cli.signals import Signals
 from senn.cli.workers import WorkerCheckpointer, shared_state
@@ -162,7 +162,12 @@ CASES = (
 
 
 def grow(
-    name: str, counts: Sequence[int], rank: int, communicator: Communicator, steps: int = 3
+    name: str,
+    counts: Sequence[int],
+    rank: int,
+    communicator: Communicator,
+    steps: int = 3,
+    **settings: Any,
 ) -> dict[str, Any]:
     """A run of rounds with training between, this rank's samples being `counts[rank]` of the joint batch."""
     torch.manual_seed(0)
@@ -172,7 +177,13 @@ def grow(
     own = tuple(x[start : start + counts[rank]] for x in joint)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     grower = Grower(
-        model, optimizer, loss=F.cross_entropy, communicator=communicator, seed=1, **arguments
+        model,
+        optimizer,
+        loss=F.cross_entropy,
+        communicator=communicator,
+        seed=1,
+        **arguments,
+        **settings,
     )
     train = steps if not isinstance(model, ConvNet) else 0  # batch statistics are those of a rank
     events, figures = [], []
@@ -418,6 +429,28 @@ def endings(rank: int, folder: str) -> list[str]:
                 other.body[0].weight[0, 0] += 1e-12
         attempt(other, change, PricePolicy(kappa=0.5) if change == "policy" and rank == 2 else None)
     return said
+
+
+def meetings(rank: int) -> list[list[Any]]:
+    """What ranks say to each other, and rounds, with meetings in the store, in the group, and gradients in bfloat16."""
+    found = []
+    for place, dtype in (("store", None), ("group", None), ("group", torch.bfloat16)):
+        communicator = ProcessGroupCommunicator(meets_in=place)
+        said: list[Any] = [communicator.all_gather_object("talk", ["x" * (300 * rank), rank])]
+        try:
+            with communicator.fail_together("fail"):
+                if rank == 1:
+                    raise ValueError("no")
+        except (ValueError, SennError) as error:
+            said.append(str(error))
+        try:
+            communicator.all_gather_object("be elsewhere" if rank == 1 else "be here")
+        except SennError as error:
+            said.append(str(error))
+        config = RoundConfig(reduce_dtype=dtype)
+        run = grow("weights", (50, 0, 70), rank, communicator, steps=1, round_config=config)
+        found.append([*said, run["events"]])
+    return found
 
 
 def several(rank: int, cases: Sequence[tuple[str, Sequence[int]]]) -> bytes:

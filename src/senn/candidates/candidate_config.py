@@ -24,6 +24,9 @@ class CandidateConfig:
     Args:
         units: candidate units per channel group. None for as many as have 200,000 weights together, between 64 and 256,
             and for the channels of convolutions at most a quarter as many as exist (but 8 at least).
+        max_columns: most columns that a group's candidate units have together at a map that reads them, but one unit in
+            any case; None for no limit. An attention head has as many columns as units, so the default of 64 candidate
+            heads of 64 units makes 4,096 of them.
         copy_fraction: fraction of the units that are perturbed copies of existing ones.
         data_direction_fraction: fraction of the others whose direction follows the data; the rest is uniform.
         residual_units: candidate units of a residual layer at each insertion point; 0 for no such layers.
@@ -52,6 +55,7 @@ class CandidateConfig:
     """
 
     units: int | None = None
+    max_columns: int | None = None
     copy_fraction: float = 0.0
     data_direction_fraction: float = 0.5
     residual_units: int = 16
@@ -63,6 +67,7 @@ class CandidateConfig:
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "units": whole(low=1).or_none(),
+        "max_columns": whole(low=1).or_none(),
         "copy_fraction": fraction(),
         "data_direction_fraction": fraction(),
         "residual_units": whole(low=0),

@@ -87,6 +87,15 @@ def sample_units(
         SennError: what the initializer returns doesn't fit the place.
     """
     count = _number_of_units(model, group, config, locations)
+    if config.max_columns is not None:
+        # columns that one unit has at the map where it has most
+        own = [
+            coupled.index.shape[1] * maps[coupled.map].kernel_numel
+            for coupled in group.dims_of("consumer")
+            if coupled.map in maps
+        ]
+        most = config.max_columns // max(own) // group.granularity
+        count = min(count, max(most, 1) * group.granularity)
     values: dict[str, Tensor] = {}
     outgoing: dict[str, Tensor] = {}
     # All producers first, in this order: figures of a seed depend on it. Readable maps are then sampled again.

@@ -8,18 +8,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from senn._validate import check, one_of
+from senn.collectives.flat_operations import gather_texts, reduce_flat
 from senn.collectives.packing import (
     BUCKET_BYTES,
     buckets,
     flatten,
     in_order,
     on_backend_device,
-    overlaps,
     pack,
     split,
 )
@@ -41,6 +42,10 @@ class ProcessGroupCommunicator(Communicator):
     Args:
         group: a process group; None for all processes.
         timeout: seconds that a rank is waited for.
+        meets_in: where ranks meet before anything is sent: in the `store`, which names a rank that is missing or late;
+            or in the `group` itself, by two of its operations at most. A store serves one rank after the other, which
+            takes too long for hundreds of them. A rank that is missing is then noticed by the group's own timeout,
+            and named where its backend survives that (gloo).
 
     Raises:
         SennError: `torch.distributed` isn't initialized.
@@ -48,7 +53,14 @@ class ProcessGroupCommunicator(Communicator):
 
     _n_created = 0
 
-    def __init__(self, group: Any = None, *, timeout: float = TIMEOUT) -> None:
+    def __init__(
+        self,
+        group: Any = None,
+        *,
+        timeout: float = TIMEOUT,
+        meets_in: Literal["store", "group"] = "store",
+    ) -> None:
+        check("meets_in", meets_in, one_of("store", "group"))
         dist: Any = torch.distributed
         if not (dist.is_available() and dist.is_initialized()):
             raise SennError(
@@ -63,7 +75,8 @@ class ProcessGroupCommunicator(Communicator):
             f"senn/{ProcessGroupCommunicator._n_created}/{members[0]}-{members[-1]}x{len(members)}"
         )
         store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
-        self._rendezvous = Rendezvous(store, self.rank, self.size, self.timeout)
+        gather = self._gather_texts if meets_in == "group" else None
+        self._rendezvous = Rendezvous(store, self.rank, self.size, self.timeout, gather)
         self._members, self._group = members, group
         self._data_group: Any = None
         self._depth = 0
@@ -134,6 +147,17 @@ class ProcessGroupCommunicator(Communicator):
             self._fail(
                 f"{format_ranks(others)} of {self.size} differs from the others in {name}, about to {action}"
             )
+
+    def _gather_texts(self, action: str, text: str) -> list[str]:
+        """Gather a text of every rank by operations of the group."""
+
+        def gather(own: Tensor) -> list[Tensor]:
+            own = on_backend_device(own, self._group)
+            every = [torch.empty_like(own) for _ in range(self.size)]
+            self._run(action, 0.0, partial(torch.distributed.all_gather, every, own))
+            return every
+
+        return gather_texts(text, gather)
 
     # -- sending tensors
 
@@ -223,29 +247,11 @@ class ProcessGroupCommunicator(Communicator):
             for i in bucket:
                 sizes[destinations[i]] += tensors[i].numel()
             flat = flatten(tensors, bucket, self._group)
-            sums = self._reduce_flat(action, flat, sizes, flat.dtype if dtype is None else dtype)
+            sums = reduce_flat(flat, sizes, dtype, self.rank, partial(self._run, action))
             own = [i for i in bucket if destinations[i] == self.rank]
             for i, part in zip(own, split(sums, tensors, own), strict=True):
                 result[i] = part.view(tensors[i].shape).to(tensors[i].device)
         return result
-
-    def _reduce_flat(
-        self, action: str, flat: Tensor, sizes: Sequence[int], dtype: torch.dtype
-    ) -> Tensor:
-        """Sum a flat tensor, of which the first `sizes[0]` numbers go to rank 0, the next ones to rank 1, and so on."""
-        length = -(-len(flat) // self.size)
-        padded = flat.new_zeros(self.size * length, dtype=dtype)
-        padded[: len(flat)] = flat
-        every = torch.empty_like(padded)
-        call: Callable[..., Any] = partial(torch.distributed.all_to_all_single, every, padded)
-        self._run(action, padded.nbytes * (self.size - 1) / self.size, call)
-        share = every.view(self.size, length).to(flat.dtype).sum(0)
-        found = overlaps(sizes, length)
-        to, of = found[:, self.rank].tolist(), found[self.rank].tolist()
-        sums = flat.new_empty(sizes[self.rank])
-        call = partial(torch.distributed.all_to_all_single, sums, share[: sum(to)], of, to)
-        self._run(action, (sum(to) - to[self.rank]) * flat.element_size(), call)
-        return sums
 
     def gather(
         self,

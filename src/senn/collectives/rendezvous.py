@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -25,13 +25,22 @@ class Rendezvous:
         rank: number of this process.
         size: number of processes.
         timeout: time that a rank is waited for.
+        gather: gathers each rank's text by other means than the store; None for the store.
 
     Attributes:
         turn: number of meetings so far.
         reported: True once all ranks know of a failure, which then needs no further report.
     """
 
-    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+    def __init__(
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        timeout: timedelta,
+        gather: Callable[[str, str], list[str]] | None = None,
+    ) -> None:
+        self._gather = gather
         self._store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.turn = 0
         self.reported = False
@@ -51,7 +60,7 @@ class Rendezvous:
         """
         self.turn += 1
         text = json.dumps(mine)
-        answers = self._read_all(action, text)
+        answers, n_bytes = self._read_all(action, text)
         failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
         if failed:
             self.reported = True
@@ -68,29 +77,68 @@ class Rendezvous:
                 f"rank {other} was about to {actions[other]} and rank 0 to {actions[0]}: all ranks must make the same "
                 f"calls"
             )
-        return [answer["value"] for answer in answers], len(text)
+        return [answer["value"] for answer in answers], n_bytes
 
-    def _read_all(self, action: str, text: str) -> list[dict[str, Any]]:
-        """Write this rank's message, wait for all others', and return all of them."""
+    def _read_all(self, action: str, text: str) -> tuple[list[dict[str, Any]], int]:
+        """Write this rank's message, wait for all others', and return all of them, with the bytes written.
+
+        Rank 0 reads all messages and writes them into one, which the others read: if each read all, the store would
+        answer the square of their number.
+        """
+        if self._gather is not None:
+            return [json.loads(one) for one in self._gather(action, text)], len(text)
         keys = [f"{self.turn}/{rank}" for rank in range(self.size)]
+        joined, verb = f"{self.turn}/all", f"did not get ready to {action}"
+        n_bytes = len(text)
         try:
             self._store.set(keys[self.rank], text)
-            self._wait(keys, f"did not get ready to {action}", self.timeout)
-            # One round trip instead of one for each rank, where the store can do it.
-            if self._store.has_extended_api():
-                texts = self._store.multi_get(keys)
+            if self.rank == 0:
+                answer = self._collect(keys, joined, verb)
+                n_bytes += len(answer)
             else:
-                texts = [self._store.get(key) for key in keys]
+                self._wait_for_first(keys, joined, verb)
+                answer = self._store.get(joined).decode()
             if self.turn > 2:
                 # Whoever comes to a meeting has read the one before, so nobody reads the one before that any more.
-                self._store.delete_key(f"{self.turn - 2}/{self.rank}")
+                own = [self.rank, "all"] if self.rank == 0 else [self.rank]
+                for name in own:
+                    self._store.delete_key(f"{self.turn - 2}/{name}")
         except (RuntimeError, OSError) as error:
             self.reported = True
             raise SennError(
                 f"rank {self.rank} can't reach the store of the process group to {action}: the process that keeps it, "
                 f"usually rank 0, has ended"
             ) from error
-        return [json.loads(one) for one in texts]
+        texts = json.loads(answer)
+        if isinstance(texts, str):  # why rank 0 could not collect them
+            self.reported = True
+            raise SennError(texts)
+        return [json.loads(one) for one in texts], n_bytes
+
+    def _collect(self, keys: Sequence[str], joined: str, verb: str) -> str:
+        """Wait for all messages, and write them, or which ranks are missing, as one."""
+        try:
+            self._wait(keys, verb, self.timeout)
+        except SennError as error:
+            self._store.set(joined, json.dumps(str(error)))
+            raise
+        # One round trip instead of one for each rank, where the store can do it.
+        if self._store.has_extended_api():
+            texts = self._store.multi_get([*keys])
+        else:
+            texts = [self._store.get(key) for key in keys]
+        answer = json.dumps([one.decode() for one in texts])
+        self._store.set(joined, answer)
+        return answer
+
+    def _wait_for_first(self, keys: Sequence[str], joined: str, verb: str) -> None:
+        """Wait until rank 0 has written all messages as one."""
+        try:
+            self._store.wait([joined], self.timeout)
+        except RuntimeError:
+            self._check(keys, verb, self.timeout)
+            # Rank 0 came last and is about to write, or has ended on the way.
+            self._wait([joined], verb, self.timeout)
 
     def report(self, action: str, error: BaseException) -> None:
         """Let the other ranks fail as well, at their next meeting.
@@ -128,13 +176,17 @@ class Rendezvous:
         try:
             self._store.wait([*keys], timeout)
         except RuntimeError:
-            missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            if missing:
-                self.reported = True
-                raise SennError(
-                    f"{format_ranks(missing)} of {self.size} {verb} within {timeout.total_seconds():g} s: it has ended "
-                    f"or is doing something else"
-                ) from None
+            self._check(keys, verb, timeout)
+
+    def _check(self, keys: Sequence[str], verb: str, timeout: timedelta) -> None:
+        """Raise an error if some keys aren't there after a time, one of each rank from the first on."""
+        missing = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+        if missing:
+            self.reported = True
+            raise SennError(
+                f"{format_ranks(missing)} of {self.size} {verb} within {timeout.total_seconds():g} s: it has ended "
+                f"or is doing something else"
+            ) from None
 
 
 def format_ranks(numbers: Sequence[int]) -> str:

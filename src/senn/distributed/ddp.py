@@ -8,7 +8,7 @@ from typing import Any
 from torch.nn.parallel import DistributedDataParallel
 
 from senn.errors import SennError, UnsupportedError
-from senn.scoring.rank_checks import stale
+from senn.grower.ddp_wrapper import stale
 
 _KEPT = (
     "device_ids", "output_device", "dim", "process_group", "find_unused_parameters", "gradient_as_bucket_view",

@@ -21,6 +21,7 @@ from senn.events import CandidateList, GrowthEvent, GrowthRound, NetworkState
 from senn.events.round_events import round_events
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
+from senn.grower.ddp_wrapper import stale, unwrapped
 from senn.grower.grower_memory import GrowerMemory
 from senn.grower.grower_settings import RANGES, GrowerSettings
 from senn.kfac.gaussian_nll import joined_gaussian
@@ -32,7 +33,8 @@ from senn.scoring.applied_round import RoundToApply
 from senn.scoring.example_inputs import ExampleInputs
 from senn.scoring.pool import CandidatePool
 from senn.scoring.precision import full_precision
-from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_of_samples, stale
+from senn.scoring.rank_checks import analyzed, check_whole, each_batch, number_of_samples
+from senn.scoring.round_config import RoundConfig
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import insertion_price, select_candidates
 from senn.scoring.unit_scores import PlaceScores, score_units
@@ -65,6 +67,7 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: grown widths are multiples of this.
         moves: moves that may happen, of `width`, `depth`, `prune`.
         candidate_config: how candidates are sampled; None for the defaults.
+        round_config: how many of the maps a round scores, and how several processes sum; None for the defaults.
         birth: `stepped`, new units and layers begin with as much of their natural step as lowers the held-out loss; or
             `silent`, they begin without an effect, as in the paper. None leaves it to the policy.
         averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
@@ -135,6 +138,7 @@ class Grower(GrowerSettings, GrowerMemory):
         round_to: int = 1,
         moves: Sequence[str] = (*MOVES,),
         candidate_config: CandidateConfig | None = None,
+        round_config: RoundConfig | None = None,
         birth: BirthKind | None = None,
         averaged: Sequence[Any] = (),
         on_uncarried_state: UncarriedState = "refuse",
@@ -150,12 +154,7 @@ class Grower(GrowerSettings, GrowerMemory):
     ) -> None:
         check_module(model)
         model = uncompiled(model)
-        # By name, so that torch.distributed isn't imported for a model without it.
-        self._wrapper = model if type(model).__name__ == "DistributedDataParallel" else None
-        if self._wrapper is not None:
-            # What grows is the module inside. After a change the wrapper's buffers have former sizes, so a pass through
-            # it is stopped until it is made anew (`stale`).
-            model = self._wrapper.module  # type: ignore[assignment]
+        model, self._wrapper = unwrapped(model)
         check_arguments(RANGES, locals())
         super().__init__(model, samples=samples, seed=seed)
         self.moves = check_moves(moves)
@@ -163,9 +162,8 @@ class Grower(GrowerSettings, GrowerMemory):
         self.optimizer = optimizer
         self.policy: Policy = policy if policy is not None else PricePolicy()
         self.budget = Budget(max_params, max_width, round_to, max_flops)
-        self.candidate_config = (
-            candidate_config if candidate_config is not None else CandidateConfig()
-        )
+        self.candidate_config = candidate_config or CandidateConfig()
+        self.round_config = round_config or RoundConfig()
         self.averaged, self.birth = tuple(averaged), birth
         loss, output, loss_hessian = joined_gaussian(loss, output, loss_hessian, metric)
         self.prepare, self.output = prepare, output
@@ -339,6 +337,8 @@ class Grower(GrowerSettings, GrowerMemory):
             output=self.output,
             layouts=self._layouts,
             communicator=self.communicator,
+            round_config=self.round_config,
+            number=self.rounds,
             takes_whole_batches=self._examples.are_whole,
         )
 

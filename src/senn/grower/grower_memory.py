@@ -252,13 +252,19 @@ class GrowerMemory:
 
     def _realize(self, session: ScoringSession, pool: CandidatePool) -> None:
         """Measure what each addition of the last round brings by now, on the last batch that was observed."""
+        weights = {one.weight for one in pool.maps.values()}
+        is_partial = session.round_config.n_turns > 1
         for event in self._unrealized():
             added = [
                 one
                 for one in self._new_entries
                 if (one.kind, one.place) == (event.kind, event.place)
             ]
-            if added and all(one.fits(self.model) for one in added):
+            # The columns of a map that isn't scored in this round can't take over what the new ones bring.
+            is_known = not is_partial or all(
+                one.name in weights for one in added if one.kind == "widen"
+            )
+            if added and is_known and all(one.fits(self.model) for one in added):
                 with ablated(pool, added):
                     loss = session.probe_loss()
                 event.realized_decrease = (loss - session.loss_before) / event.loss_per_nat

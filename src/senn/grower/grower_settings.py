@@ -24,6 +24,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.collectives import Communicator
 from senn.errors import SennError, warn
 from senn.policies import Budget, check_moves, policy_rule, width_rule
+from senn.scoring.round_config import RoundConfig
 from senn.surgery.averages import find_copy
 from senn.surgery.optimizer_layers import check_holds, untrained
 from senn.surgery.state_check import check_state_follows, has_state
@@ -39,6 +40,7 @@ RANGES: Mapping[str, Rule] = {
     "round_to": whole(low=1),
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
+    "round_config": instance_of(RoundConfig, called="a senn.RoundConfig").or_none(),
     "birth": one_of("stepped", "silent").or_none(),
     "averaged": each(instance_of(object, called="an average of the model")),
     "examples": instance_of(list, tuple, called="a list of example inputs"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from senn.kfac.factors import FactorInverse
@@ -53,6 +54,7 @@ class Accounts:
         stream_columns: Mapping[StreamKey, ColumnLayout],
         covariances: DataCovariances,
         weights: Mapping[str, Callable[[], Tensor]],
+        reduce_dtype: torch.dtype | None = None,
     ) -> Accounts:
         """Add up what all ranks have seen, and compute the gains of the maps that this rank owns.
 
@@ -63,8 +65,9 @@ class Accounts:
             stream_columns: and of each candidate for a residual stream.
             covariances: known covariances of the data, which are brought up to date on all ranks.
             weights: for each map whose columns could be removed, what returns its weights [W | b].
+            reduce_dtype: floating-point type in which gradients are sent; None for that of the model.
         """
-        folds = join_folds(owners, statistics)
+        folds = join_folds(owners, statistics, reduce_dtype)
         fit, held_out = folds
         on_both = {
             key: layout

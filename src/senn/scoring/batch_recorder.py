@@ -36,6 +36,7 @@ class BatchRecorder:
         graph: what in it can change.
         maps: the linear maps that are read, by name.
         layouts: how the rows of each map belong to samples.
+        all_layouts: the same for maps that aren't read as well: a block's copy runs them.
         labels: name of each map with the label of each of its groups.
         columns: layout of the columns, by label.
         candidate_set: the candidates.
@@ -52,6 +53,7 @@ class BatchRecorder:
     graph: DependencyGraph
     maps: Mapping[str, LinearMap]
     layouts: Mapping[str, BatchLayout]
+    all_layouts: Mapping[str, BatchLayout]
     labels: Sequence[tuple[str, str]]
     columns: Mapping[str, ColumnLayout]
     candidate_set: CandidateSet
@@ -222,7 +224,7 @@ class BatchRecorder:
             found=found,
             own=own,
             weights=weights,
-            layouts=self.layouts,
+            layouts=self.all_layouts,
             locations=locations,
             joint_counts=batch.joint_counts,
             generator=self.generator,

@@ -8,21 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from senn.kfac.factors import KroneckerFactors
 from senn.kfac.folds import Fold
 from senn.scoring.batch_statistics import FoldStatistics
 from senn.scoring.owners import Owners
 
-Numbers = tuple[float, float, float]
-"""Rows, samples and rows read of a fold."""
+ACTION = "sum the moments"
 
 
-def join_folds(owners: Owners, statistics: Sequence[FoldStatistics]) -> list[FoldStatistics]:
+def join_folds(
+    owners: Owners,
+    statistics: Sequence[FoldStatistics],
+    reduce_dtype: torch.dtype | None = None,
+) -> list[FoldStatistics]:
     """Add the folds of all ranks: sums of their factors, and all samples that they keep, in order.
 
     Args:
         owners: the processes, and which of them gets what.
         statistics: this rank's, with the same keys on all ranks.
+        reduce_dtype: floating-point type in which gradients are sent; None for their own.
 
     Returns:
         The joint statistics of what this rank owns.
@@ -31,22 +34,29 @@ def join_folds(owners: Owners, statistics: Sequence[FoldStatistics]) -> list[Fol
     if communicator.is_single:
         return list(statistics)
     folds, destinations = list[Fold](), list[int]()
-    for one in statistics:
-        folds += [*one.maps.values(), *one.streams.values()]
-        destinations += [owners.maps[name] for name in one.maps]
-        destinations += [owners.of_stream(key) for key in one.streams]
+    for table in statistics:
+        folds += [*table.maps.values(), *table.streams.values()]
+        destinations += [owners.maps[name] for name in table.maps]
+        destinations += [owners.of_stream(key) for key in table.streams]
     own = [(one.factors.rows, one.factors.samples, one.factors.n_rows_read) for one in folds]
-    by_rank = communicator.all_gather_object("sum the moments", own)
+    by_rank = communicator.all_gather_object(ACTION, own)
     numbers = [
         [sum(column) for column in zip(*of, strict=True)] for of in zip(*by_rank, strict=True)
     ]
     # Sums of outer products add; means are taken from the total.
-    own_sums = [x for one in folds for x in _to_send(one.factors)]
-    sums = iter(
-        communicator.reduce(
-            "sum the moments", own_sums, [rank for rank in destinations for _ in range(3)]
-        )
-    )
+    covariances = [
+        x
+        for one in folds
+        for x in (_triangle(one.factors.input_cov), _triangle(one.factors.grad_cov))
+    ]
+    gradients = [one.factors.cross_cov for one in folds]
+    twice = [rank for rank in destinations for _ in range(2)]
+    if reduce_dtype is None:
+        sums = communicator.reduce(ACTION, [*covariances, *gradients], [*twice, *destinations])
+    else:
+        # Covariances are inverted: rounded to bfloat16 they aren't positive definite any more.
+        sums = communicator.reduce(ACTION, covariances, twice)
+        sums += communicator.reduce(ACTION, gradients, destinations, dtype=reduce_dtype)
     # Exact curvatures need single samples, which are few: they are sent as they are.
     samples = communicator.gather(
         "gather the kept samples",
@@ -54,27 +64,22 @@ def join_folds(owners: Owners, statistics: Sequence[FoldStatistics]) -> list[Fol
         destinations,
     )
     joined: list[Fold | None] = []
-    for one, kept, of in zip(folds, samples, numbers, strict=True):
-        total = [next(sums) for _ in range(3)]
-        joined.append(None if kept is None else _joined(one, total, kept, of))
+    for i, (one, kept, of) in enumerate(zip(folds, samples, numbers, strict=True)):
+        own_sums = (*sums[2 * i : 2 * i + 2], sums[len(covariances) + i])
+        joined.append(None if kept is None else _joined(one, own_sums, kept, of))
     found, rest = list[FoldStatistics](), iter(joined)
-    for one in statistics:
-        maps = {name: fold for name in one.maps if (fold := next(rest)) is not None}
-        streams = {key: fold for key in one.streams if (fold := next(rest)) is not None}
+    for table in statistics:
+        maps = {name: total for name in table.maps if (total := next(rest)) is not None}
+        streams = {key: total for key in table.streams if (total := next(rest)) is not None}
         found.append(FoldStatistics(maps=maps, streams=streams))
     return found
-
-
-def _to_send(factors: KroneckerFactors) -> list[Tensor]:
-    """The sums of a fold as they are sent."""
-    return [_triangle(factors.input_cov), factors.cross_cov, _triangle(factors.grad_cov)]
 
 
 def _joined(
     one: Fold, sums: Sequence[Tensor | None], kept: Sequence[Tensor], numbers: Sequence[float]
 ) -> Fold:
     """The joint fold, from sums as they were sent."""
-    input_cov, cross_cov, grad_cov = sums
+    input_cov, grad_cov, cross_cov = sums
     assert input_cov is not None
     assert cross_cov is not None
     assert grad_cov is not None

@@ -60,7 +60,7 @@ class Owners:
                     together |= dict.fromkeys(other, one)
         work = {name: _work(layout, outputs[name]) for name, layout in columns.items()}
         sets = list({id(names): names for names in together.values()}.values())
-        loads, maps = [0.0] * communicator.size, {}
+        loads, maps = [0.0] * communicator.size, dict[str, int]()
         # The largest first, each to the rank that has least: at most 4/3 of the best (Graham 1969).
         for names in sorted(sets, key=lambda names: -sum(work[name] for name in names)):
             rank = loads.index(min(loads))

@@ -6,10 +6,13 @@ Optimal brain surgeon (Hassibi & Stork 1993) under Kronecker factors (Wang et al
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
-from senn.graph import LinearMap, get_tensor, weight_matrix
+from senn.graph import DependencyGraph, LinearMap, get_tensor, weight_matrix
 from senn.kfac.factors import FactorInverse
 from senn.kfac.whitening import whiten_weights
 from senn.scoring.formulas import compensation, trace_product
@@ -104,6 +107,27 @@ def weight_of(model: nn.Module, linear_map: LinearMap) -> Tensor:
     if linear_map.bias is None:
         return weight
     return torch.cat([weight, get_tensor(model, linear_map.bias).detach()[:, None]], 1)
+
+
+def priced_weights(
+    model: nn.Module, graph: DependencyGraph, maps: Mapping[str, LinearMap]
+) -> dict[str, Callable[[], Tensor]]:
+    """Weights [W | b] of the maps whose columns could be removed, each made when it is asked for.
+
+    Only units that a scored map reads can be priced: a removal costs what its consumers lose. A group of a convolution
+    reads some channels only, and a transposed one writes patches: neither has one column for each channel.
+
+    Args:
+        model: the model.
+        graph: what in it can change.
+        maps: the linear maps that are scored, by name.
+    """
+    consumers = {coupled.map for group in graph.groups for coupled in group.dims_of("consumer")}
+    return {
+        name: functools.partial(weight_of, model, one)
+        for name, one in maps.items()
+        if name in consumers and one.groups == 1 and not one.transposed
+    }
 
 
 def hold_weights(

@@ -269,11 +269,3 @@ def check_whole(model: nn.Module) -> None:
             "the model's parameters are spread over processes: grow it inside "
             "`with senn.distributed.full_parameters(model, optimizer):`"
         )
-
-
-def stale(*_: object) -> None:
-    """Forward hook of a DistributedDataParallel whose model has grown: raise until it is made anew."""
-    raise SennError(
-        "the model has grown, and its DistributedDataParallel still reduces gradients of the former sizes: "
-        "call senn.distributed.rewrap_ddp(model) after growth"
-    )

@@ -46,10 +46,12 @@ from senn.scoring.global_batch import GlobalBatch, Samples
 from senn.scoring.loss_checks import calibrated, check_loss
 from senn.scoring.owners import Owners
 from senn.scoring.pool import CandidatePool
-from senn.scoring.pruning_costs import weight_of
+from senn.scoring.pruning_costs import priced_weights
 from senn.scoring.rank_checks import agree_on_model
 from senn.scoring.readable_maps import check_plain_maps, find_readable_maps
+from senn.scoring.round_config import RoundConfig
 from senn.scoring.stream import StreamKey
+from senn.scoring.turns import maps_in_turn
 
 PROBE = 1024
 """Samples on which a change is verified, and from which new BatchNorm channels take their statistics, to 3 %."""
@@ -72,6 +74,8 @@ class ScoringSession:
         layouts: by linear map, how its rows belong to samples, or why that can't be told; filled in by the first
             session and kept by the caller.
         communicator: the processes that score together; None for this one alone.
+        round_config: how much is scored, and how it is summed.
+        number: number of rounds before this one.
         takes_whole_batches: True if a batch can't be cut into samples (a graph): it is run whole, in its order.
 
     Attributes:
@@ -94,11 +98,14 @@ class ScoringSession:
         output: Output | None = None,
         layouts: dict[str, BatchLayout | str] | None = None,
         communicator: Communicator | None = None,
+        round_config: RoundConfig | None = None,
+        number: int = 0,
         takes_whole_batches: bool = False,
     ) -> None:
         self.model, self.graph, self.metric = model, graph, metric
         self.candidate_config, self.moves, self.min_gain = candidate_config, tuple(moves), min_gain
         self.generator, self.output = generator, output
+        self.round_config, self.number = round_config or RoundConfig(), number
         self._is_whole = takes_whole_batches
         self.layouts = {} if layouts is None else layouts
         self.communicator = communicator if communicator is not None else Communicator()
@@ -217,10 +224,16 @@ class ScoringSession:
             columns=self._columns,
             stream_columns=self._stream_columns,
             covariances=self._covariances,
-            weights=self._priced_weights(),
+            weights=priced_weights(self.model, self.graph, self.maps) if self._prunes else {},
+            reduce_dtype=self.round_config.reduce_dtype,
         )
         score_limit = self._score_limit_sum / self.samples
         joint = policy is not None and policy.uses_joint_score
+        if joint and self.round_config.n_turns > 1:
+            raise SennError(
+                "the policy compares gains with the score of the whole network, which needs all maps in every round: "
+                "maps_per_round must be 1"
+            )
         return CandidatePool(
             model=self.model,
             graph=self.graph,
@@ -267,6 +280,10 @@ class ScoringSession:
     # -- inside
 
     @property
+    def _prunes(self) -> bool:
+        return "prune" in self.moves
+
+    @property
     def _layouts(self) -> dict[str, BatchLayout]:
         return {
             name: found for name, found in self.layouts.items() if isinstance(found, BatchLayout)
@@ -289,25 +306,6 @@ class ScoringSession:
         blocks = dict.fromkeys(key.place for key in self._stream_columns if key.output)
         return Owners.assign(self.communicator, self._columns, outputs, blocks)
 
-    def _priced_weights(self) -> dict[str, Callable[[], Tensor]]:
-        """Weights of the maps whose columns could be removed.
-
-        Only units that a scored map reads can be priced: a removal costs what its consumers lose. A group of a
-        convolution reads some channels only, and a transposed one writes patches: neither has one column for each
-        channel.
-        """
-        consumers = {
-            coupled.map for group in self.graph.groups for coupled in group.dims_of("consumer")
-        }
-        return {
-            name: functools.partial(weight_of, self.model, one)
-            for name, one in self.maps.items()
-            if "prune" in self.moves
-            and name in consumers
-            and one.groups == 1
-            and not one.transposed
-        }
-
     def _forward(self, inputs: Inputs) -> Tensor:
         with torch.no_grad(), preserve_model_state(self.model):
             return forward(self.model, pytree.clone(inputs), self.output)  # it may write to them
@@ -326,11 +324,13 @@ class ScoringSession:
         self._stand_in = first, label, None if weights is None else weights[:1]
         # Candidates are only sampled where they can be scored.
         given = (self.model, self.graph, self.layouts, inputs, self.output)
-        self.maps = find_readable_maps(*given, whole=total if self._is_whole else None)
+        readable = find_readable_maps(*given, whole=total if self._is_whole else None)
+        n_turns = self.round_config.n_turns
+        self.maps, places = maps_in_turn(self.model, self.graph, readable, n_turns, self.number)
         candidates = sample_candidates(
             model=self.model,
-            graph=self.graph,
-            maps=self.maps,
+            graph=places,
+            maps=readable,
             inputs=inputs,
             targets=targets,
             fitted=fitted,
@@ -374,6 +374,7 @@ class ScoringSession:
             graph=self.graph,
             maps=self.maps,
             layouts={name: self._layouts[name] for name in self.maps},
+            all_layouts=self._layouts,
             labels=self._labels(),
             columns=self._columns,
             candidate_set=candidates,
