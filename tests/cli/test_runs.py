@@ -316,12 +316,12 @@ def test_what_is_not_to_be_replaced(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_a_hundred_and_twenty_damaged_folders(tmp_path):
+def test_two_hundred_damaged_folders(tmp_path):
     path = Path(__file__).parents[2] / "benchmarks" / "damaged_folders.py"
     spec = importlib.util.spec_from_file_location("damaged_folders", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.measure(120, 2, tmp_path, sparing=4)
+    found = module.measure(200, 2, tmp_path, sparing=4)
     assert found["bad"] == []
     assert found["peak_mb"] < 4000
     for use, counts in found["counts"].items():

@@ -87,7 +87,10 @@ def test_a_vocabulary_of_thousands_grows():
     def loss(outputs, targets):
         return F.cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
-    grower = senn.Grower(model, loss=loss, samples=10**6, moves=("width",), seed=0)
+    few = senn.CandidateConfig(units=16)
+    grower = senn.Grower(
+        model, loss=loss, samples=10**6, moves=("width",), seed=0, candidate_config=few
+    )
     events = grower.grow([(tokens, (7 * tokens + 3) % 50)])
     assert [event.place for event in events] == ["1"]
     # K-FAC's step is a thousand times too long: most of these outputs are rare, and the others have few samples
