@@ -66,7 +66,7 @@ class Training(ResumableRun):
         inputs: Inputs,
         checkpointer: Checkpointer | None,
         threads: RunThreads,
-        clock: Callable[[], float],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
         started = clock()
