@@ -24,10 +24,11 @@ from PIL import Image
 from torch import nn
 
 from senn.checkpoint import load
-from senn.cli.fit_images import ImagePreparation, image_outputs, prepare_images
+from senn.cli.fit_images import ImagePreparation, prepare_images
 from senn.cli.main import main as senn
 from senn.data.images import ImageSet, load_images, planes
 from senn.runs import FitOptions
+from senn.training.trained_run import image_outputs
 
 
 def write_files(images: ImageSet, count: int, root: Path) -> None:
@@ -43,10 +44,11 @@ def scores(
 ) -> dict[str, float | None]:
     """Accuracy and log loss on the split's own test part, accuracy on the published one."""
     hits = (
-        image_outputs(model, prepared.encoder, planes(images.test)).argmax(1).numpy()
-        == images.test.labels
+        image_outputs(model, prepared.encoder, planes(images.test)).argmax(1) == images.test.labels
     )
-    return {**prepared.test(model), "accuracy on CIFAR-10's test images": float(hits.mean())}
+    predictions = prepared.scorer.predictions(prepared.test_outputs(model))
+    scores = prepared.scorer.scores(predictions, prepared.test_arrays()[1])
+    return {**scores, "accuracy on CIFAR-10's test images": float(hits.mean())}
 
 
 def pair(root: Path, run: Path, seed: int, epochs: int, images: ImageSet) -> list[dict[str, Any]]:

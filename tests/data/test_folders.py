@@ -225,11 +225,44 @@ def test_folders_that_hold_no_classes(tmp_path):
 
 
 def test_parts_are_no_classes(tmp_path):
-    for part in ("train", "test"):
+    for part in ("val", "test"):
         write(tmp_path / "pets" / part, ["cat", "dog"])
-    refused("'test', 'train', which are parts of a set, not classes", tmp_path / "pets")
-    assert collect(str(tmp_path / "pets" / "train")).classes == ("cat", "dog")
+    refused("'test', 'val', which are parts of a set, not classes", tmp_path / "pets")
+    assert collect(str(tmp_path / "pets" / "val")).classes == ("cat", "dog")
     assert collect(str(write(tmp_path / "steps", ["train", "test"]))).classes == ("test", "train")
+
+
+@pytest.mark.parametrize(
+    ("folders", "counts"),
+    [
+        (("train", "val", "test"), (6, 6, 6)),
+        (("Train", "Valid", "Test"), (6, 6, 6)),
+        (("training", "validation"), (6, 6, None)),
+        (("train", "test", "__MACOSX"), (6, None, 6)),
+    ],
+)
+def test_parts_in_folders_of_their_own(tmp_path, folders, counts):
+    for part in folders:
+        write(tmp_path / part, ["cat", "dog"])
+    found = collect(str(tmp_path))
+    assert found.classes == ("cat", "dog")
+    parts = found.train, found.validation, found.test
+    assert tuple(part and len(part) for part in parts) == counts
+
+
+def test_a_part_may_lack_a_class_or_labels_but_has_no_other_class(tmp_path):
+    write(tmp_path / "train", ["cat", "dog"])
+    write(tmp_path / "val", ["dog"])
+    (tmp_path / "test").mkdir()
+    picture().save(tmp_path / "test" / "1.png")
+    found = collect(str(tmp_path))
+    assert found.validation.labels.tolist() == [1, 1, 1]
+    assert found.test is None
+    assert found.notes == ("'test' is left alone: it holds no images in folders of the classes",)
+    write(tmp_path / "test", ["emu"])
+    refused("class 'emu' in '.*test' isn't among those to train on: 'cat', 'dog'", tmp_path)
+    (tmp_path / "valid").mkdir()
+    refused("two folders for one part, 'val' and 'valid'", tmp_path)
 
 
 # -- IDX and parquet

@@ -137,5 +137,5 @@ def test_numbers_taken_as_classes_and_spellings_are_pointed_out():
     messy = Target.fit("y", pd.Series(["Yes", "yes", "Yes ", "No", "n/a-b", "N/A b"] * 5))
     assert target_notes(messy, is_inferred=True) == [
         "classes 'N/A b', 'n/a-b' differ only in capitals, blanks or marks, and count as 2 classes",
-        "classes 'Yes', 'Yes ', 'yes' differ only in capitals, blanks or marks, and count as 3 classes",
+        "classes 'Yes', 'yes' differ only in capitals, blanks or marks, and count as 2 classes",
     ]

@@ -11,7 +11,7 @@ from cli_cases import refused
 
 import senn
 import senn_reproduce
-from senn.cli.command_line import EXPERIMENTS
+from senn.cli.help_texts import EXPERIMENTS
 from senn.cli.main import main
 from senn.data.images import KNOWN_SETS, load_images
 from senn.errors import SennError

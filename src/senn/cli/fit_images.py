@@ -19,14 +19,17 @@ from senn.cli.prepared_data import (
     chosen_policy,
     class_line,
     class_rows,
+    no_validation_note,
     part_sizes,
     planned,
     recipe_fields,
+    refuse_fraction,
     refuse_options,
 )
 from senn.cli.scorer import Scorer
 from senn.data import Target, split
-from senn.data.images import Collection, ImageEncoder, Images, collect, planes
+from senn.data.images import Collection, ImageEncoder, Images, collect, collect_test, planes
+from senn.data.images.image_arrays import share_among
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.runs import FitOptions
@@ -45,8 +48,6 @@ from senn.training.trained_run import image_outputs
 SMALLEST, LARGEST = 8, 512
 """Least and largest side of `--image-size`, in pixels: below, convolutions see no shapes; above, memory runs out."""
 
-_AT_ONCE = 500
-"""Images in one forward pass: more are hardly faster, and need more memory."""
 _MOST_NAMED = 20
 """Unreadable files that are named one by one."""
 
@@ -62,6 +63,8 @@ class ImagePreparation:
         encoder: encoding of new images.
         recipe: training configuration.
         scorer: what predictions of the test part are scored by.
+        validation_part: images that decide when to stop; None where training holds some out.
+        remarks: on the images, one sentence each.
     """
 
     collection: Collection
@@ -70,6 +73,8 @@ class ImagePreparation:
     encoder: ImageEncoder
     recipe: TrainConfig
     scorer: Scorer
+    validation_part: Images | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -85,7 +90,7 @@ class ImagePreparation:
     def notes(self) -> list[str]:
         """Remarks on the images, with the files that were left out."""
         left_out = self.collection.left_out
-        notes = [*self.collection.notes]
+        notes = [*self.remarks]
         if left_out:
             notes.append(f"left out {_images(len(left_out))} that can't be read:")
             notes += [one.reason for one in left_out[:_MOST_NAMED]]
@@ -100,12 +105,22 @@ class ImagePreparation:
 
     def line(self) -> str:
         """Describe the data in one line."""
-        train, test = len(self.train_part), len(self.test_part)
+        train, test, rows = len(self.train_part), len(self.test_part), self._rows
+        given = (
+            ""
+            if self.validation_part is None
+            else f"{len(self.validation_part):,} for validation, "
+        )
         side, channels = self.encoder.side, self.encoder.channels
         return (
-            f"{self.name}: {_images(train + test)} ({train:,} to train on, {test:,} for the test), "
+            f"{self.name}: {_images(rows)} ({train:,} to train on, {given}{test:,} for the test), "
             f"{len(self.encoder.labels):,} classes, taken as {side} x {side} x {channels}"
         )
+
+    @property
+    def _rows(self) -> int:
+        parts = self.train_part, self.validation_part, self.test_part
+        return sum(len(part) for part in parts if part is not None)
 
     def details(self) -> list[str]:
         """Count the training images of each class."""
@@ -120,7 +135,7 @@ class ImagePreparation:
         return {
             "name": self.name,
             "kind": "images",
-            "rows": len(self.train_part) + len(self.test_part),
+            "rows": self._rows,
             "train_rows": len(self.train_part),
             "test_rows": len(self.test_part),
             "shape": [encoder.side, encoder.side, encoder.channels],
@@ -128,7 +143,7 @@ class ImagePreparation:
             "class_rows": counts,
             "flip": encoder.flip,
             "left_out": left_out,
-            "notes": list(self.collection.notes),
+            "notes": list(self.remarks),
         }
 
     def plan(self) -> dict[str, Any]:
@@ -140,12 +155,15 @@ class ImagePreparation:
         read_by = [*(taps * width for width in hidden[1:]), len(self.encoder.labels)]
         # One more channel: its kernel, its scale and shift in the norm, and the weights that read it.
         unit = max(taps * before + 2 + after for before, after in zip(reads, read_by, strict=True))
-        labels = _tensor(self.train_part.labels)
-        return planned(model, self.recipe, hidden, part_sizes(labels, self.recipe), unit)
+        return planned(model, self.recipe, hidden, self._part_sizes(), unit)
+
+    def _part_sizes(self) -> tuple[int, int]:
+        return _part_sizes(self.train_part, self.validation_part, self.recipe)
 
     def digest(self) -> str:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
-        parts = self.train_part, self.test_part
+        given = [] if self.validation_part is None else [self.validation_part]
+        parts = self.train_part, self.test_part, *given
         return checksum_of(
             self.record(), *(array for part in parts for array in (part.pixels, part.labels))
         )
@@ -166,9 +184,14 @@ class ImagePreparation:
             standard=ChannelStats(mean=self.encoder.mean, std=self.encoder.std),
             flip=self.encoder.flip,
             recipe=self.recipe,
+            validation=self._validation(),
             callbacks=callbacks,
             checkpointer=checkpointer,
         )
+
+    def _validation(self) -> tuple[Tensor, Tensor] | None:
+        part = self.validation_part
+        return None if part is None else (_tensor(planes(part)), _tensor(part.labels))
 
     @property
     def clusters(self) -> None:
@@ -190,6 +213,23 @@ class ImagePreparation:
     def record(self) -> dict[str, Any]:
         """Return the encoding of the images, JSON-able."""
         return self.encoder.to_dict()
+
+
+def _part_sizes(train: Images, validation: Images | None, recipe: TrainConfig) -> tuple[int, int]:
+    if validation is not None:
+        return len(train), len(validation)
+    return part_sizes(_tensor(train.labels), recipe)
+
+
+def _remarks(collection: Collection, train: Images, test: Images, recipe: TrainConfig) -> list[str]:
+    notes = list(collection.notes)
+    shared = share_among(test, train)
+    if shared:
+        notes.append(f"{shared:.0%} of the test images also stand among the training images")
+    fitted, held_out = _part_sizes(train, collection.validation, recipe)
+    if not held_out:
+        notes.append(no_validation_note(fitted, "images", recipe))
+    return notes
 
 
 def _flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -247,7 +287,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     """
     refuse_options(
         options,
-        ("target", "column", "test", "group", "time", "encoding", "decimal", "ascent_steps"),
+        ("target", "column", "group", "time", "encoding", "decimal", "ascent_steps"),
         "tables, and {data} holds images",
     )
     if options.task == "regression":
@@ -264,6 +304,12 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     train, test = collection.train, collection.test
     if len(train) < FEWEST_ROWS:
         raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed")
+    if options.test is not None:
+        refuse_fraction(options)
+        _, side, _, channels = train.pixels.shape
+        given = collect_test(options.test, collection.classes, side, channels)
+        test = given.train
+        collection = replace(collection, left_out=(*collection.left_out, *given.left_out))
     if test is None:
         # A set with a published test part keeps it, so that scores can be compared with the literature.
         kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
@@ -280,4 +326,6 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         encoder=encoder,
         recipe=replace(recipe, monitor=scorer.metric),
         scorer=scorer,
+        validation_part=collection.validation,
+        remarks=tuple(_remarks(collection, train, test, recipe)),
     )

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from senn.cli.metrics import outputs
 from senn.cli.prepared_data import (
     FEWEST_ROWS,
     check_start,
@@ -37,6 +36,7 @@ from senn.runs import FitOptions
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
 from senn.training.builders import build_model, start_widths
 from senn.training.run_state import Checkpointer
+from senn.training.trained_run import table_outputs
 
 _MOST_NAMED = 8
 """Columns of one kind that are listed by name."""
@@ -150,7 +150,7 @@ class Preparation:
 
     def test_outputs(self, model: nn.Module) -> NDArray[Any]:
         """Compute a network's outputs for the test part, (rows, outputs)."""
-        return outputs(model, self.x_test)
+        return table_outputs(model, self.x_test)
 
     def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return inputs (rows, features) and targets of the training part, for baselines."""

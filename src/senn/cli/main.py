@@ -23,6 +23,7 @@ EXIT_BAD_INPUT, EXIT_INTERRUPTED = 2, 130
 _COMMANDS = {
     "fit": "senn.cli.fit",
     "predict": "senn.cli.predict",
+    "evaluate": "senn.cli.evaluate_command",
     "show": "senn.cli.show",
     "export": "senn.cli.export_command",
     "report": "senn.cli.report_command",

@@ -7,41 +7,15 @@ import warnings
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn import metrics as sk
-from torch import Tensor, nn
 
 from senn.training import Metric
-
-# Activations of 1,000 units take 260 MB; twice the rows would take twice that.
-CHUNK = 65_536
-"""Rows in one forward pass, so that a large table needs little memory."""
 
 CALIBRATION_BINS = 15
 """Bins of equal width of the expected calibration error, as in Guo et al. 2017."""
 
 Scores = dict[str, float | None]
-
-
-@torch.no_grad()
-def outputs(model: nn.Module, x: Tensor) -> NDArray[Any]:
-    """Compute a network's outputs for a table.
-
-    Args:
-        model: network of `senn fit`.
-        x: (rows, features) float32.
-
-    Returns:
-        (rows, outputs) float64.
-    """
-    # float64 from here on: a mean over many rows loses digits in float32.
-    return torch.cat([model(part) for part in torch.split(x, CHUNK)]).double().numpy()
-
-
-def probabilities(values: NDArray[Any]) -> NDArray[Any]:
-    """Return the softmax of logits over the last dimension."""
-    return torch.from_numpy(values).softmax(dim=-1).numpy()
 
 
 def class_scores(chances: NDArray[Any], truth: NDArray[Any], positive: int = 1) -> Scores:

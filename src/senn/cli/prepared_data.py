@@ -232,6 +232,18 @@ def refuse_options(options: FitOptions, names: Sequence[str], reason: str) -> No
             raise SennError(f"{option_name(name)} is for {reason.format(data=repr(options.data))}")
 
 
+def refuse_fraction(options: FitOptions) -> None:
+    """Refuse a share of held-out rows where `--test` has the rows to test on.
+
+    Raises:
+        SennError: both are given.
+    """
+    if options.test_fraction != DEFAULTS["test_fraction"]:
+        raise SennError(
+            "--test-fraction can't be combined with --test: all of DATA is trained on then"
+        )
+
+
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
     """Return the fields of a recipe that the options set."""
     record = options.to_dict()

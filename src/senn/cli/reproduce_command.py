@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from senn._extras import reproduce_module
-from senn.cli.command_line import EXPERIMENTS
+from senn.cli.help_texts import EXPERIMENTS
 from senn.cli.signals import Signals
 from senn.errors import SennError
 from senn.runs import RunFolder

@@ -60,7 +60,7 @@ def _number(value: Any) -> str:
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    return "-" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+    return "-" if ends is None else f"{_number(ends[0])} to {_number(ends[1])}"
 
 
 def _aligned(table: list[list[str]]) -> list[str]:
@@ -83,6 +83,9 @@ def confusion_lines(counts: Sequence[Sequence[int]] | None, labels: Sequence[Any
         labels: the classes.
     """
     if counts is None or len(labels) > _MOST_CLASSES:
+        return []
+    # Of a record that somebody else has written.
+    if {len(counts), *map(len, counts)} != {len(labels)}:
         return []
     names = [name if len(name) <= 16 else f"{name[:13]}..." for name in map(str, labels)]
     body = [

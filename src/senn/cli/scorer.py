@@ -24,12 +24,12 @@ from senn.cli.metrics import (
     metric_value,
     number_scores,
     positive_class,
-    probabilities,
 )
 from senn.cli.score_lines import CONSTANT, LINEAR
 from senn.data import Target
 from senn.errors import SennError
 from senn.training import Metric, Task
+from senn.training.trained_run import probabilities
 
 MOST_CLASSES = 100
 """Classes of which the confusion matrix is kept: it has a number for each pair."""
@@ -54,21 +54,35 @@ class Scorer:
     metric: Metric | None = None
 
     @classmethod
-    def of(cls, target: Target, y: NDArray[Any] | None, metric: str | None) -> Scorer:
+    def of(cls, target: Target, y: NDArray[Any], metric: str | None) -> Scorer:
         """Build the scorer of a table's target.
 
         Args:
             target: column that is predicted.
-            y: encoded targets of the training rows, by which the positive class of two is chosen; None if unknown.
+            y: encoded targets of the training rows, by which the positive class of two is chosen.
             metric: name of a score of scikit-learn's; None for none.
 
         Raises:
             SennError: there is no such score, or it doesn't suit the target.
         """
-        positive, classes = 1, len(target.labels)
-        if classes == 2 and y is not None:
+        positive = 1
+        if len(target.labels) == 2:
             positive = positive_class(target.labels, np.bincount(y, minlength=2))
-        chosen = None
+        return cls.with_positive(target, positive, metric)
+
+    @classmethod
+    def with_positive(cls, target: Target, positive: int, metric: str | None) -> Scorer:
+        """Build the scorer of a target whose positive class is known.
+
+        Args:
+            target: column that is predicted.
+            positive: number of the class that scores of two classes are about.
+            metric: name of a score of scikit-learn's; None for none.
+
+        Raises:
+            SennError: there is no such score, or it doesn't suit the target.
+        """
+        chosen, classes = None, len(target.labels)
         if metric is not None:
             chosen = Metric(
                 name=metric,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn.cli.prepared_data import refuse_fraction
 from senn.data import Table, Target, read_table, split, split_groups, split_last
 from senn.data.tabular.cells import is_missing, kind_of, numbers, style_of, texts
 from senn.data.tabular.date_column import date_form, dates
@@ -17,7 +18,6 @@ from senn.data.tabular.table_encoder import check_names, listed
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
-from senn.runs.fit_options import DEFAULTS
 
 RowNumbers = NDArray[np.intp]
 
@@ -64,10 +64,7 @@ def read_test_table(
     """
     if options.test is None:
         return None
-    if options.test_fraction != DEFAULTS["test_fraction"]:
-        raise SennError(
-            "--test-fraction can't be combined with --test: all of DATA is trained on then"
-        )
+    refuse_fraction(options)
     mark = options.decimal or decimal
     frame = read_table(options.test, text=text, encoding=options.encoding, decimal=mark).frame
     if name not in frame.columns:

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from senn import _deprecated
-from senn.data.images.collection import Collection, collect, is_images
+from senn.data.images.collection import Collection, collect, collect_test, is_images
 from senn.data.images.encoded import decode, read_parquet
 from senn.data.images.idx import read_idx, read_labeled_idx
 from senn.data.images.image_arrays import Images, ImageSet
@@ -18,6 +18,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "collect",
+    "collect_test",
     "decode",
     "is_images",
     "load_images",

@@ -27,6 +27,7 @@ from senn.data.images.folders import (
 from senn.data.images.idx import is_idx, read_labeled_idx
 from senn.data.images.image_arrays import Images, reading
 from senn.data.images.known_sets import KNOWN_SETS, load_images
+from senn.data.images.parts import PartFolders, part_entries, part_folders
 from senn.errors import SennError
 
 _TABLES = (".csv", ".tsv", ".npz")
@@ -43,6 +44,7 @@ class Collection:
         classes: names, by label.
         train: training images; all, if the source has no test images.
         test: test images of the source; None if it has none.
+        validation: images of the source that decide when to stop; None if it has none.
         left_out: images that couldn't be read.
         notes: remarks, one sentence each.
     """
@@ -51,6 +53,7 @@ class Collection:
     classes: tuple[str, ...]
     train: Images
     test: Images | None = None
+    validation: Images | None = None
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -95,7 +98,50 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
             _parquet(name, [file for file in files if file.suffix.lower() == ".parquet"], side)
         )
     idx = [file for file in files if file.is_file() and is_idx(file)]
-    return _checked(_resized(_idx(name, idx), side) if idx else _folder(path, side))
+    if idx:
+        return _checked(_resized(_idx(name, idx), side))
+    parts = part_folders(path) if path.is_dir() else None
+    return _checked(_folder(path, side) if parts is None else _folders(path, parts, side))
+
+
+def collect_test(source: str, classes: Sequence[str], side: int, channels: int = 3) -> Collection:
+    """Read labeled images to test on, whose classes are known; some of them may be missing.
+
+    Args:
+        source: a folder with a sub-folder for each class, or with IDX or parquet files, or such a file.
+        classes: names by label.
+        side: of the squares.
+        channels: 1 (gray) or 3.
+
+    Returns:
+        The images, as `train`.
+
+    Raises:
+        SennError: a class isn't among those, or there is no image.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise SennError(f"there is no file or folder {source!r}")
+    if path.is_dir() and not _is_flat(path):
+        found = _part(path, classes, side, channels)
+        if found is None:
+            raise SennError(
+                f"{source!r} has no sub-folders; the images of each class belong in a sub-folder of its own"
+            )
+        images, left_out = found
+        if not len(images):
+            raise SennError(f"{source!r} holds no image that can be read")
+        return Collection(name=path.name, classes=tuple(classes), train=images, left_out=left_out)
+    read = collect(source, side)
+    strange = [name for name in read.classes if name not in classes]
+    if strange:
+        raise SennError(f"class {strange[0]!r} of {source!r} isn't among those to train on")
+    numbers = np.array([classes.index(name) for name in read.classes])
+    pixels = read.train.pixels
+    if pixels.shape[-1] != channels:
+        pixels = np.stack([square(image, side, channels) for image in pixels])
+    images = Images(pixels, numbers[read.train.labels].astype(np.int64))
+    return replace(read, classes=tuple(classes), train=images, test=None)
 
 
 def _is_flat(folder: Path) -> bool:
@@ -142,10 +188,39 @@ def _folder(root: Path, side: int | None) -> Collection:
     )
 
 
+def _folders(root: Path, parts: PartFolders, side: int | None) -> Collection:
+    """Read a set whose parts lie in folders of their own."""
+    found = _folder(parts.train, side)
+    side = found.train.pixels.shape[1]
+    left_out, notes = [*found.left_out], [*found.notes]
+    read: dict[str, Images] = {}
+    for name, folder in (("validation", parts.validation), ("test", parts.test)):
+        made = None if folder is None else _part(folder, found.classes, side)
+        if made is not None and len(made[0]):
+            read[name] = made[0]
+            left_out += made[1]
+        elif folder is not None:
+            notes.append(
+                f"{folder.name!r} is left alone: it holds no images in folders of the classes"
+            )
+    whole = replace(found, name=root.resolve().name, **read)
+    return replace(whole, left_out=tuple(left_out), notes=tuple(notes))
+
+
+def _part(
+    folder: Path, classes: Sequence[str], side: int, channels: int = 3
+) -> tuple[Images, tuple[LeftOut, ...]] | None:
+    """Read the images of one part; None if it has no folders of classes."""
+    entries, labels = part_entries(folder, classes)
+    if not entries:
+        return None
+    return _decoded(entries, np.array(labels, np.int64), side, channels)
+
+
 def _decoded(
-    entries: Sequence[Entry], labels: NDArray[np.int64], side: int | None
+    entries: Sequence[Entry], labels: NDArray[np.int64], side: int | None, channels: int = 3
 ) -> tuple[Images, tuple[LeftOut, ...]]:
-    made = squares(entries, common_side(sizes(entries)) if side is None else side)
+    made = squares(entries, common_side(sizes(entries)) if side is None else side, channels)
     return Images(made.pixels, labels[made.rows].astype(np.int64)), made.left_out
 
 

@@ -239,7 +239,7 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     ):
         raise SennError(
             f"the sub-folders of {str(root)!r} are {', '.join(map(repr, names))}, which are parts of a set, not "
-            "classes; name one of them"
+            "classes, and there is no 'train' among them that holds a folder for each class"
         )
     if len(folders) == 1:
         raise SennError(

@@ -37,6 +37,17 @@ class Images:
         return Images(self.pixels[rows].copy(), self.labels[rows].copy())
 
 
+def share_among(images: Images, others: Images) -> float:
+    """Return the share of images that are, pixel by pixel, also among others.
+
+    Args:
+        images: (n, ...) of one side.
+        others: (m, ...) of the same side.
+    """
+    known = {one.tobytes() for one in others.pixels}
+    return sum(one.tobytes() in known for one in images.pixels) / max(len(images), 1)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """A set of labeled images in its parts.

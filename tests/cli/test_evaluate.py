@@ -1,0 +1,125 @@
+"""`senn evaluate`, and images that are tested on pictures of one's own."""
+
+import json
+from io import StringIO
+
+import numpy as np
+import pandas as pd
+import pytest
+from cli_cases import refused
+from photo_cases import folder_of
+from sklearn import metrics as sk
+
+from senn.cli.fit_images import prepare_images
+from senn.cli.main import main
+from senn.errors import SennError
+from senn.runs import FitOptions
+
+
+def frauds(rows, seed):
+    frame = pd.DataFrame(
+        np.random.default_rng(seed).normal(size=(rows, 3)), columns=["a", "b", "c"]
+    )
+    frame["kind"] = np.where(frame.a + frame.b > 1, "fraud", "ok")
+    return frame.assign(price=2 * frame.a - frame.c)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with a table, rows to score, and a run of each task."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    frauds(200, 0).to_csv(folder / "train.csv", index=False)
+    frauds(90, 1).to_csv(folder / "june.csv", index=False)
+    for target, other, metric in (("kind", "price", "f1"), ("price", "kind", "r2")):
+        argv = ["fit", folder / "train.csv", "--target", target, "--column", f"{other}=dropped"]
+        argv += ["--epochs", 3, "--out", folder / target, "--metric", metric, "--quiet"]
+        assert main([str(one) for one in argv]) == 0
+    return folder
+
+
+def document(capsys, *argv):
+    assert main(["evaluate", *map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_classes_are_scored_as_scikit_learn_does(home, capsys):
+    found = document(capsys, home / "kind", home / "june.csv")
+    assert main(["predict", str(home / "kind"), str(home / "june.csv"), "--proba"]) == 0
+    text = capsys.readouterr().out
+    guess = pd.read_csv(StringIO(text))
+    truth = frauds(90, 1).kind
+    assert found["rows"] == 90
+    assert (found["positive"], found["metric"]) == ("fraud", "f1")
+    expected = sk.f1_score(truth, guess.prediction, pos_label="fraud")
+    assert found["test"]["f1"] == pytest.approx(expected)
+    assert found["test"]["roc_auc"] == pytest.approx(
+        sk.roc_auc_score(truth == "fraud", guess["probability fraud"]), abs=1e-6
+    )
+    assert found["baselines"]["constant"]["accuracy"] == pytest.approx((truth == "ok").mean())
+    assert np.sum(found["confusion"]) == 90
+    low, high = found["intervals"]["accuracy"]
+    assert low <= found["test"]["accuracy"] <= high
+
+
+def test_numbers_are_scored_and_lines_are_printed(home, capsys):
+    found = document(capsys, home / "price", home / "june.csv", "--metric", "neg_max_error")
+    assert found["test"]["neg_max_error"] < 0
+    assert found["baselines"]["constant"]["r2"] < 0.05
+    assert main(["evaluate", str(home / "kind"), str(home / "june.csv")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "test (90 rows)"
+    assert any(line.startswith("f1 of 'fraud' ") for line in lines)
+    assert any(line.startswith("true class, taken for") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        (lambda f: f.drop(columns="kind"), [], "has no column 'kind', the target"),
+        (lambda f: f.assign(kind="odd"), [], "class 'odd' is unknown"),
+        (lambda f: f.drop(columns="b"), [], "lacks the column 'b'"),
+        (lambda f: f, ["--metric", "f7"], "the metric 'f7' isn't one of scikit-learn's"),
+    ],
+)
+def test_rows_that_can_not_be_scored_are_refused(home, capsys, change, options, words):
+    change(frauds(20, 2)).to_csv(home / "odd.csv", index=False)
+    assert words in refused(capsys, ["evaluate", home / "kind", home / "odd.csv", *options])
+
+
+def test_a_folder_without_a_run_is_refused(home, capsys):
+    refused(capsys, ["evaluate", home, home / "june.csv"])
+
+
+class TestPictures:
+    def test_a_folder_of_ones_own_is_tested_on_and_evaluated(self, tmp_path, capsys):
+        photos = folder_of(tmp_path / "photos", 24)
+        fresh = folder_of(tmp_path / "fresh", 8, seed=1)
+        argv = ["fit", photos, "--test", fresh, "--epochs", 1, "--out", tmp_path / "run", "--json"]
+        assert main([str(one) for one in argv]) == 0
+        results = json.loads(capsys.readouterr().out)
+        assert (results["data"]["train_rows"], results["data"]["test_rows"]) == (24, 8)
+        assert results["data"]["class_rows"] == [16, 16]
+        assert any(note.startswith("0 images for validation") for note in results["data"]["notes"])
+        found = document(capsys, tmp_path / "run", fresh)
+        assert found["test"] == results["test"]
+        assert set(results["baselines"]) == {"constant", "linear"}
+
+    def test_pictures_on_both_sides_are_told(self, tmp_path):
+        photos = folder_of(tmp_path / "photos", 24)
+        same = folder_of(tmp_path / "same", 8)
+        made = prepare_images(FitOptions(data=str(photos), test=str(same)))
+        assert "100% of the test images also stand among the training images" in made.notes
+
+    @pytest.mark.parametrize(
+        ("test", "options", "words"),
+        [
+            ("nowhere", {}, "there is no file or folder"),
+            ("photos/across", {}, "has no sub-folders"),
+            ("photos", {"test_fraction": 0.5}, "--test-fraction can't be combined"),
+            ("photos", {"group": "a"}, "--group is for tables"),
+        ],
+    )
+    def test_what_can_not_be_tested_on_is_refused(self, tmp_path, test, options, words):
+        photos = folder_of(tmp_path / "photos", 24)
+        with pytest.raises(SennError, match=words):
+            prepare_images(FitOptions(data=str(photos), test=str(tmp_path / test), **options))
