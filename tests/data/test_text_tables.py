@@ -82,6 +82,7 @@ class TestFurniture:
             (lambda text: "Towns of 2024\n\n" + text, 1),
             (lambda text: "Towns of 2024,,\nall of them,,\n" + text, 1),
             (lambda text: "# made by a program\n" + text, 1),
+            (lambda text: "Report,,\nMade on,2024-01-01,\n,,\n" + text, 1),
             (lambda text: text + "Total,14,\n", 1),
             (lambda text: text + ",,\nTotal:,14\n", 2),
             (lambda text: text + "\nSource: the town halls\n", 1),
@@ -138,6 +139,13 @@ class TestSeparators:
     )
     def test_are_found(self, tmp_path, plain, mark, name):
         assert read(tmp_path, PLAIN.replace(",", mark), name).frame.equals(plain)
+
+    def test_row_numbers_of_r_need_no_name(self, tmp_path, plain):
+        lines = [
+            '"a" "b" "town"',
+            *(f'"{row}" {a} {b} "{c}"' for row, a, b, c in plain.itertuples()),
+        ]
+        assert read(tmp_path, "\n".join(lines), "t.txt").frame.equals(plain)
 
     def test_a_decimal_comma_is_none(self, tmp_path):
         table = read(tmp_path, "a;b\n" + "1,5;2,25\n0,5;3,1\n" * 4)

@@ -38,6 +38,8 @@ class TestNumbers:
         ("cells", "values"),
         [
             (["$4,211.54", "$99", "-$5.50", "$(1,000)"], [4211.54, 99, -5.5, -1000]),
+            (["$ 5.00", "$ -", "$ 1,000.00", "$ (2.00)"], [5, 0, 1000, -2]),
+            (["6,224e+00", "1,5e1", "2,25", "1"], [6.224, 15, 2.25, 1]),
             (["12.5%", "3%", "0 %", "-1.5%"], [12.5, 3, 0, -1.5]),
             (["(987.65)", "12.1", "(3)", "5-"], [-987.65, 12.1, -3, -5]),
             (["1,234", "567", "12,345,678", "8"], [1234, 567, 12345678, 8]),
@@ -218,6 +220,16 @@ class TestDates:
         encoder = TableEncoder.fit(frame, "y")
         assert encoder.columns[0].median == (pd.Timestamp("2021-04-01") - pd.Timestamp(0)).days
 
+    def test_half_years_and_elapsed_times_are_in_order(self):
+        halves = [f"{2020 + at // 2}-H{at % 2 + 1}" for at in range(12)]
+        elapsed = [f"{20 * at}:30" for at in range(12)]
+        frame = pd.DataFrame({"a": halves, "b": elapsed, "y": [0, 1] * 6})
+        encoder = TableEncoder.fit(frame, "y")
+        assert encoder.features[-1] == "b days"
+        x = encoder.transform(frame)
+        assert (np.diff(x[:, 0]) > 0).all()
+        assert (np.diff(x[:, -1]) > 0).all()
+
     def test_times_of_the_day_lie_on_a_circle(self):
         frame = pd.DataFrame({"a": ["00:00", "06:00", "12:00", "18:00"], "y": [0, 1, 0, 1]})
         encoder = TableEncoder.fit(frame, "y")
@@ -309,6 +321,8 @@ class TestLabels:
         kept, notes = labeled(frame, "y")
         assert kept.index.tolist() == [1, 3, 4, 6]
         assert notes == ["2 of 6 rows without a 'y' are left out"]
+        kept, _ = labeled(pd.DataFrame({"y": [1.0, None, 0.0, 1.0, 0.0]}), "y")
+        assert Target.fit("y", kept["y"]).labels == (0, 1)
 
     def test_hardly_any_label_is_refused(self):
         frame = pd.DataFrame({"y": ["a", "b", "a"] + [None] * 297}, index=range(1, 301))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from senn.data.split import split, split_groups, split_last
 
 if TYPE_CHECKING:
-    from senn.data.tabular.read import BUILT_IN as BUILT_IN
+    from senn.data.tabular.built_in import BUILT_IN as BUILT_IN
     from senn.data.tabular.read import Table as Table
     from senn.data.tabular.read import read_table as read_table
     from senn.data.tabular.table_encoder import TableEncoder as TableEncoder

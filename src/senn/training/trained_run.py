@@ -147,6 +147,7 @@ class TrainedRun:
             return image_outputs(self.model, self.encoder, images)
 
     def _image_outputs(self, data: str | Path | Iterable[str | Path]) -> NDArray[np.float64]:
+        assert isinstance(self.encoder, ImageEncoder)
         sources = [data] if isinstance(data, str | Path) else data
         parts = []
         for names, pixels, left_out in self.encoder.read([str(one) for one in sources]):

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn.data.tabular.cell_texts import NO_VALUE, finder, without_fractions
-from senn.data.tabular.cells import Floats, shown, text, texts
+from senn.data.tabular.cells import Floats, FoundKind, shown, text, texts
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_columns import Column, Dropped, empty_cells
 
@@ -46,13 +46,20 @@ class CategoryColumn:
     note: str = ""
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
+    def fit(
+        cls,
+        name: str,
+        cells: pd.Series[Any],
+        decimal: Mark | None = None,
+        found: FoundKind | None = None,
+    ) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
             decimal: not used.
+            found: not used.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart, or holds identifiers.

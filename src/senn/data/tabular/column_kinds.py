@@ -55,7 +55,7 @@ def fit_column(
     found = kind_of(name, cells, decimal)
     if found.note.endswith("leading zeros"):
         return _with_leading_zeros(name, cells)
-    column: Column = KINDS[found.kind].fit(name, cells, decimal)
+    column: Column = KINDS[found.kind].fit(name, cells, decimal, found)
     if found.kind == "category" and found.note:
         # why texts that look like numbers aren't read as such says more than that they all differ
         return replace(column, note=found.note)  # type: ignore[type-var]

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from senn.errors import SennError
 
@@ -23,7 +23,7 @@ _MOST = 8 << 30
 _LEAST, _RATIO = 64 << 20, 100
 """A text that packs to less than a hundredth is no table, but may be one that fills the memory."""
 
-_UNPACK: dict[str, Callable[[BinaryIO], IO[bytes]]] = {
+_UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
     ".gz": lambda stream: gzip.GzipFile(fileobj=stream),
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
@@ -138,12 +138,12 @@ def _unpacked(source: Source, depth: int = 0) -> Source:
     return Source(**{**vars(source), "suffix": suffix})
 
 
-def _limited(source: Source, unpack: Callable[[BinaryIO], IO[bytes]]) -> bytes:
+def _limited(source: Source, unpack: Callable[[BinaryIO], Any]) -> bytes:
     """Unpack a stream as far as its size makes believable."""
     most = min(_MOST, _LEAST + _RATIO * source.size)
     try:
         with source.open() as packed, unpack(packed) as stream:
-            content = stream.read(most + 1)
+            content: bytes = stream.read(most + 1)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise SennError(f"{source.shown!r} can't be unpacked: {error}") from error
     if len(content) > most:

@@ -14,6 +14,7 @@ from pandas.tseries.api import guess_datetime_format
 
 from senn.data.tabular.number_style import MOSTLY
 from senn.data.tabular.written_dates import (
+    ELAPSED,
     EXCEL,
     ISO,
     MILLISECONDS,
@@ -93,7 +94,7 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
 
 def _forms(sample: pd.Series[Any]) -> list[str]:
     """List the forms that these cells may have, the most usual first."""
-    few = [" ".join(cell.replace(",", "").split()) for cell in sample.iloc[:5]]
+    few = [" ".join(cell.replace(",", "").split()).removesuffix(" Uhr") for cell in sample.iloc[:5]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of guesses that don't put the day first
         both = itertools.product(few[:2], (False, True))
@@ -107,7 +108,7 @@ def _forms(sample: pd.Series[Any]) -> list[str]:
     likely = [
         form for form in usual if "%z" in form or form.startswith(ISO) or _marks(form) in marks
     ]
-    return list(dict.fromkeys([ISO, *likely, QUARTER, WEEK]))
+    return list(dict.fromkeys([ISO, *likely, QUARTER, WEEK, ELAPSED]))
 
 
 def _marks(form: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from senn.data.tabular.cells import Floats, is_missing, kind_of, refuse
+from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, refuse
 from senn.data.tabular.date_cells import TIMES, date_format, number_dates, stamps_of, swapped
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_columns import (
@@ -19,6 +19,7 @@ from senn.data.tabular.table_columns import (
     mean_and_deviation,
     standardize,
 )
+from senn.data.tabular.written_dates import ELAPSED
 from senn.errors import SennError
 
 
@@ -63,13 +64,20 @@ class DateColumn:
         check_positive(self.year_scale)
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
+    def fit(
+        cls,
+        name: str,
+        cells: pd.Series[Any],
+        decimal: Mark | None = None,
+        found: FoundKind | None = None,
+    ) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
             decimal: not used.
+            found: what `kind_of` says of the cells; None to ask it.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.
@@ -77,7 +85,7 @@ class DateColumn:
         Raises:
             SennError: a cell isn't a date.
         """
-        form, note = date_form(name, cells)
+        form, note = date_form(name, cells, found)
         # two scales of one date: days for what is recent, the year for what is slow
         days, years, missing = cls._days(dates(name, cells, form))
         known_days = np.sort(days[~missing])
@@ -96,8 +104,8 @@ class DateColumn:
             year_mean=year_mean,
             year_scale=year_scale,
             # All at midnight: no time was written, and its two features would be constants.
-            clock=bool((known_days % 1).any()),
-            calendar=form not in TIMES,
+            clock=form != ELAPSED and bool((known_days % 1).any()),
+            calendar=form not in (*TIMES, ELAPSED),
             indicator=bool(missing.any()),
             note=note,
         )
@@ -172,12 +180,13 @@ def dates(name: str, cells: pd.Series[Any], form: str) -> pd.Series[Any]:
     return stamps
 
 
-def date_form(name: str, cells: pd.Series[Any]) -> tuple[str, str]:
+def date_form(name: str, cells: pd.Series[Any], found: FoundKind | None = None) -> tuple[str, str]:
     """Find how dates are written.
 
     Args:
         name: of the column, for messages.
         cells: its cells.
+        found: what `kind_of` says of the cells; None to ask it.
 
     Returns:
         The form, "" for cells that are dates; and the end of a sentence about it, "" if there is nothing to say.
@@ -185,7 +194,7 @@ def date_form(name: str, cells: pd.Series[Any]) -> tuple[str, str]:
     Raises:
         SennError: they aren't dates.
     """
-    found = kind_of(name, cells)
+    found = found or kind_of(name, cells)
     known = cells[~is_missing(cells)]
     if found.kind == "date" and not found.form:
         return "", ""

@@ -92,8 +92,13 @@ def find_style(name: str, known: pd.Series[Any], decimal: Mark | None = None) ->
     ):
         return None
     distinct = set(texts)
-    by_text = {mark: {text: written_number(text, mark) for text in distinct} for mark in MARKS}
-    read = {mark: [by_text[mark][text] for text in texts] for mark in MARKS}
+    read: dict[str, list[Part | None]] = {}
+    for each in MARKS:
+        # a point that reads all leaves the comma to those who name it
+        if each == "." or decimal == "," or None in read["."]:
+            by_text = {text: written_number(text, each) for text in distinct}
+            read[each] = [by_text[text] for text in texts]
+    read.setdefault(",", [None] * len(texts))
     hits = {mark: len(texts) - parts.count(None) for mark, parts in read.items()}
     mark: Mark = "," if (hits[","], decimal == ",") > (hits["."], decimal != ",") else "."
     if hits[mark] < MOSTLY * len(texts):
@@ -119,8 +124,7 @@ def find_style(name: str, known: pd.Series[Any], decimal: Mark | None = None) ->
         bare = [at for at, part in enumerate(parts) if part[0] and not part[1]]
         _refuse_others(name, known, bare, f"writes numbers with {unit!r} except in")
     style = NumberStyle(decimal=mark, unit=unit, scaled=scaled)
-    both = hits["."] == hits[","] and decimal is None
-    return FoundStyle(style=style, note=_note(texts, style, both=both))
+    return FoundStyle(style=style, note=_note(texts, style, unsure=decimal is None))
 
 
 def _units(parts: Sequence[Part]) -> tuple[list[str], bool]:
@@ -143,17 +147,25 @@ def _refuse_others(name: str, known: pd.Series[Any], others: Sequence[int], what
         )
 
 
-def _note(texts: Sequence[str], style: NumberStyle, *, both: bool) -> str:
+def _note(texts: Sequence[str], style: NumberStyle, *, unsure: bool) -> str:
     """Say how numbers are read, by an example that Python itself wouldn't read so."""
-    values = {text: read_number(text, style.decimal, style.unit, style.scaled) for text in texts}
-    example = next((text for text in texts if not _is_plain(text)), None)
+    example = next(
+        (text for text in texts if not _is_plain(text) and _reads(text, style.decimal)), None
+    )
     if example is None:
         return ""
+    value = read_number(example, style.decimal, style.unit, style.scaled)
     comma = " with a decimal comma" if style.decimal == "," else ""
-    note = f"is read as numbers{comma}, {example!r} as {values[example]:.12g}"
+    note = f"is read as numbers{comma}, {example!r} as {value:.12g}"
     other: Mark = "," if style.decimal == "." else "."
-    unsure = [text for text in texts if both and _reads_otherwise(text, values[text], other, style)]
-    return note + (f"; '--decimal {other}' reads {unsure[0]!r} otherwise" if unsure else "")
+    if not unsure or not all(_reads(text, other) for text in texts):
+        return note
+    different = next((text for text in texts[:_FEW] if _differs(text, style)), None)
+    return note + (f"; '--decimal {other}' reads {different!r} otherwise" if different else "")
+
+
+def _reads(text: str, mark: Mark) -> bool:
+    return written_number(text, mark) is not None
 
 
 def _is_plain(text: str) -> bool:
@@ -163,5 +175,7 @@ def _is_plain(text: str) -> bool:
         return False
 
 
-def _reads_otherwise(text: str, value: float, mark: Mark, style: NumberStyle) -> bool:
-    return read_number(text, mark, style.unit, style.scaled) != value
+def _differs(text: str, style: NumberStyle) -> bool:
+    """Tell whether a text is another number with the other mark."""
+    one, other = (read_number(text, mark, style.unit, style.scaled) for mark in MARKS)
+    return one != other

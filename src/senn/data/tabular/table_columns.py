@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn.data.tabular.cell_texts import TRUTH
-from senn.data.tabular.cells import Floats, is_missing, numbers, shown, style_of, texts
+from senn.data.tabular.cells import Floats, FoundKind, is_missing, numbers, shown, style_of, texts
 from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
@@ -131,13 +131,20 @@ class NumberColumn:
         check_positive(self.scale)
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
+    def fit(
+        cls,
+        name: str,
+        cells: pd.Series[Any],
+        decimal: Mark | None = None,
+        found: FoundKind | None = None,
+    ) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
             decimal: decimal mark of the table's numbers, where that is known.
+            found: what `kind_of` says of the cells; None to ask how its numbers are written.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.
@@ -145,7 +152,7 @@ class NumberColumn:
         Raises:
             SennError: a cell isn't a number.
         """
-        style, note = style_of(name, cells, decimal)
+        style, note = (found.style, found.note) if found else style_of(name, cells, decimal)
         values = numbers(name, cells, style)
         missing = np.isnan(values)
         known = values[~missing]
@@ -233,13 +240,20 @@ class BooleanColumn:
     note: str = ""
 
     @classmethod
-    def fit(cls, name: str, cells: pd.Series[Any], decimal: Mark | None = None) -> Column:
+    def fit(
+        cls,
+        name: str,
+        cells: pd.Series[Any],
+        decimal: Mark | None = None,
+        found: FoundKind | None = None,
+    ) -> Column:
         """Fit the encoding to training cells.
 
         Args:
             name: of the column.
             cells: its cells.
             decimal: not used.
+            found: not used.
 
         Returns:
             The fitted column, or a `Dropped` one if it can't tell rows apart.

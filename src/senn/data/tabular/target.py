@@ -248,9 +248,12 @@ def labeled(
             f"target {name!r} is missing in {count:,} of {rows:,} rows, the first being row {first}; "
             "too few have one to learn from"
         )
-    left = "row without" if count == 1 else "rows without"
+    kept = frame[~missing]
+    if pd.api.types.is_float_dtype(kept[name].dtype) and (kept[name] % 1 == 0).all():
+        # pandas makes fractions of whole numbers where one of them is missing
+        kept = kept.assign(**{name: kept[name].astype("int64")})
     are = "is" if count == 1 else "are"
-    return frame[~missing], [f"{count:,} of {rows:,} {left} a {name!r} {are} left out"]
+    return kept, [f"{count:,} of {rows:,} rows without a {name!r} {are} left out"]
 
 
 def _unlabeled(cells: pd.Series[Any], found: FoundKind) -> NDArray[np.bool_]:
@@ -258,7 +261,8 @@ def _unlabeled(cells: pd.Series[Any], found: FoundKind) -> NDArray[np.bool_]:
     if found.kind in ("number", "boolean", "date"):
         return is_missing(cells)
     nothing = [isinstance(cell, str) and cell.strip().lower() in NEVER_A_CLASS for cell in cells]
-    return cells.isna().to_numpy(dtype=bool) | np.asarray(nothing, dtype=bool)
+    missing: NDArray[np.bool_] = cells.isna().to_numpy(dtype=bool)
+    return missing | np.asarray(nothing, dtype=bool)
 
 
 def _values(name: str, cells: pd.Series[Any], found: FoundKind) -> Floats:

@@ -168,7 +168,9 @@ def separator_of(sample: list[str]) -> str:
             continue
         width, hits = widths.most_common(1)[0]
         # Blanks part words as well: they count only if nothing else parts the cells of most lines.
-        if separator != " " or (best[1] < len(rows) / 2 <= hits and len(rows[0]) == width):
+        # R writes no name above the names of rows.
+        is_blank = best[1] < len(rows) / 2 <= hits and width - len(rows[0]) in (0, 1)
+        if separator != " " or is_blank:
             best = max(best, (separator, hits, width), key=lambda one: one[1:])
     return best[0]
 
@@ -197,6 +199,8 @@ def grid_layout(lines: Iterator[Line], separator: str = ",", what: str = "the ta
     # numpy.savetxt writes its header as a comment
     names = [cell.removeprefix("# ") if at == 0 else cell for at, cell in enumerate(header)]
     skipped = header_line
+    if separator in (" ", "\t") and len(names) == width - 1 and not above:
+        names = ["", *names]
     if not above and _is_data(names, full[1:]):
         notes.append(
             f"the first line is data, so the columns are called 'column 1' to 'column {len(names)}'"
@@ -221,8 +225,9 @@ def grid_layout(lines: Iterator[Line], separator: str = ",", what: str = "the ta
 
 def _titles(sample: list[Line], width: int) -> int:
     """Count the lines above the header: those of hardly any cells, where rows have many."""
+    gap = _gap_below_titles(sample)
     for at, (_, cells) in enumerate(sample):
-        filled = sum(map(bool, cells))
+        filled = sum(map(bool, cells)) if at >= gap else 0
         is_short = len(cells) != width or (filled <= 1 and width > 2)
         is_title = filled <= max(1, width // 2) and is_short and cells[:1] != [""]
         is_comment = cells[:1] != [] and cells[0].startswith("#") and len(cells) != width
@@ -230,6 +235,22 @@ def _titles(sample: list[Line], width: int) -> int:
             # A line of numbers is no header that a title could stand above.
             return at if not (at and all(map(_NUMBER.fullmatch, cells))) else _first(sample)
     return _first(sample)
+
+
+def _gap_below_titles(sample: list[Line]) -> int:
+    """Return the first line after a gap, if all lines above it begin like titles and are shorter than rows."""
+    rows = Counter(sum(map(bool, cells)) for _, cells in sample if any(cells))
+    usual = rows.most_common(1)[0][0]
+    above = 0
+    for at, (_, cells) in enumerate(sample[:-1]):
+        filled = sum(map(bool, cells))
+        if not filled and above and sum(map(bool, sample[at + 1][1])) >= usual:
+            return at + 1
+        # what is filled stands at the beginning
+        if filled >= usual or not all(cells[:filled]):
+            break
+        above += filled
+    return 0
 
 
 def _first(sample: list[Line]) -> int:

@@ -6,7 +6,7 @@ Exported networks carry the text of this file along, so it needs nothing but Pyt
 import datetime as dt
 import re
 
-ISO, QUARTER, WEEK = "ISO8601", "quarter", "week"
+ISO, QUARTER, WEEK, ELAPSED = "ISO8601", "quarter", "week", "elapsed time"
 UNIX, MILLISECONDS, EXCEL = "Unix seconds", "Unix milliseconds", "Excel days"
 
 ZONES = {
@@ -32,6 +32,8 @@ ZONES = {
 
 _ZONE = re.compile(r"(?<=[\d MmAaPp])\s?\b([A-Z]{1,4})\b(?=$| \d{4}$)")
 _QUARTER = re.compile(r"(?:(\d{4})\W?[Qq]([1-4])|[Qq]([1-4])\W?(\d{4})|([1-4])[Qq]\W?(\d{4}))")
+_HALF = re.compile(r"(\d{4})\W?[Hh]([12])")
+_ELAPSED = re.compile(r"(\d+):(\d{2})(?::(\d{2}))?")
 _WEEK = re.compile(r"(?:(\d{4})\W?[Ww](\d{1,2})(?:-?([1-7]))?|[Ww](\d{1,2})\W(\d{4}))")
 _ISO_DAY = re.compile(r"(\d{4})[-/.](\d{2})(?:[-/.](\d{2})(?!\d)|$)")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
@@ -39,7 +41,7 @@ _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
 
 def plain_form(form: str) -> str:
     """Return the format of texts that `plain_date` has prepared: one of `strptime`, or ISO8601."""
-    if form in ("", ISO, f"{ISO} %Z", QUARTER, WEEK, UNIX, MILLISECONDS, EXCEL):
+    if form in ("", ISO, f"{ISO} %Z", QUARTER, WEEK, UNIX, MILLISECONDS, EXCEL, ELAPSED):
         return ISO
     return form.replace("%Z", "%z").replace(",", "")
 
@@ -55,11 +57,11 @@ def plain_date(text: str, form: str) -> str:
     Returns:
         The text to parse; an empty one for a text that isn't of that form.
     """
-    text = " ".join(text.split())
+    text = " ".join(text.split()).removesuffix(" Uhr")
     if form in (UNIX, MILLISECONDS, EXCEL):
         return _counted(text, form)
-    if form in (QUARTER, WEEK):
-        return _quarter(text) if form == QUARTER else _week(text)
+    if form in _PARTS:
+        return _PARTS[form](text)
     if "%Z" in form:
         text, hits = _ZONE.subn(lambda zone: " " + ZONES.get(zone[1], "?"), text)
         # A date of the same column without its zone would be another point in time.
@@ -81,7 +83,8 @@ def plain_date(text: str, form: str) -> str:
 def _quarter(text: str) -> str:
     found = _QUARTER.fullmatch(text)
     if found is None:
-        return ""
+        half = _HALF.fullmatch(text)
+        return f"{half[1]}-{6 * int(half[2]) - 5:02}-01" if half else ""
     year, quarter = found[1] or found[4] or found[6], found[2] or found[3] or found[5]
     return f"{year}-{3 * int(quarter) - 2:02}-01"
 
@@ -95,6 +98,18 @@ def _week(text: str) -> str:
         return dt.date.fromisocalendar(int(year), int(week), int(day)).isoformat()
     except ValueError:
         return ""
+
+
+def _elapsed(text: str) -> str:
+    found = _ELAPSED.fullmatch(text)
+    if found is None or int(found[1]) > 100_000:
+        return ""
+    # With two parts hours and minutes or minutes and seconds: the order is the same.
+    span = dt.timedelta(hours=int(found[1]), minutes=int(found[2]), seconds=int(found[3] or 0))
+    return (dt.datetime(1970, 1, 1) + span).isoformat()
+
+
+_PARTS = {QUARTER: _quarter, WEEK: _week, ELAPSED: _elapsed}
 
 
 def _counted(text: str, form: str) -> str:

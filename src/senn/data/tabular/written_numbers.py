@@ -26,6 +26,9 @@ _SHAPE = re.compile(
     r"(?P<digits>[0-9][0-9.,' ]*[0-9.]|[0-9]|[.,][0-9]+)(?P<power>[eE][-+]?[0-9]+)?"
     rf"\s*(?P<after>{_AFTER})?"
 )
+_NOTHING = re.compile(rf"({_BEFORE})\s*-{{1,2}}")
+"""Zero in accountants' formats, such as "$ -"."""
+
 # The groups of one number are parted by one mark; in India all but the last group have two digits.
 _DIGITS = {
     ".": re.compile(
@@ -54,6 +57,8 @@ def written_number(text: str, decimal: str) -> tuple[float, str, str] | None:
     plain = (
         unicodedata.normalize("NFKC", text).strip().replace("\u2212", "-").replace("\u2019", "'")
     )
+    if nothing := _NOTHING.fullmatch(plain):
+        return 0.0, nothing[1], ""
     negative = plain.count("(") == plain.count(")") == 1 and plain.endswith(")")
     if negative:  # accountants' minus
         plain = plain.replace("(", "").replace(")", "").strip()
@@ -62,11 +67,13 @@ def written_number(text: str, decimal: str) -> tuple[float, str, str] | None:
     found = _SHAPE.fullmatch(plain.replace("\u2013", "-", 1) if plain[:1] == "\u2013" else plain)
     if found is None or (found["sign"] and found["inner"]):
         return None
-    if not _DIGITS[decimal].fullmatch(found["digits"]):
+    digits = _DIGITS[decimal].fullmatch(found["digits"])
+    # Nobody parts the thousands of 6,224e+00.
+    if digits is None or (found["power"] and digits.lastindex):
         return None
     group = "," if decimal == "." else "."
-    digits = re.sub(rf"[{group}' ]", "", found["digits"]).replace(",", ".")
-    value = float(digits + (found["power"] or ""))
+    plain = re.sub(rf"[{group}' ]", "", found["digits"]).replace(",", ".")
+    value = float(plain + (found["power"] or ""))
     if negative or "-" in (found["sign"], found["inner"]):
         value = -value
     unit, scale = found["before"] or "", found["after"] or ""
