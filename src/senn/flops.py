@@ -26,13 +26,13 @@ _aten = torch.ops.aten
 
 
 def _attention(query: Any, key: Any, value: Any, *rest: Any, **others: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 # PyTorch has formulas for the attention of GPUs alone.
 _FORMULAS = {
     **flop_registry,
-    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),
+    _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),  # type: ignore[no-untyped-call]
 }
 
 # Products that PyTorch has no formula for, and that can't be taken apart.
@@ -61,7 +61,7 @@ class ForwardCount:
     unknown: tuple[str, ...] = ()
 
 
-class _Counter(WatchMode):
+class _Counter(WatchMode):  # type: ignore[no-untyped-call]
     """Counts operations, and notes those that have no formula though they do an unknown amount of work.
 
     PyTorch's `FlopCounterMode` counts the same, in three times the time and after importing Dynamo: it also says which
@@ -71,7 +71,7 @@ class _Counter(WatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.flops = 0
         self.unknown: dict[str, None] = {}
 

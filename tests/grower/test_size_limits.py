@@ -165,6 +165,8 @@ def test_a_limit_is_checked_and_can_be_changed():
     grower.max_flops = None
     assert grower.max_flops is None
     assert any(event.kind != "prune" for event in grower.grow([DATA]))
+    flops = grower.last_round.accepted[0].candidate.flops
+    assert f"({flops:+,} FLOPs)" in str(grower.last_round)
 
 
 class Bilinear(nn.Module):

@@ -108,7 +108,7 @@ def decisions_text(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
                 candidate.kind,
                 candidate.place,
                 candidate.detail,
-                f"{candidate.parameters:+,}",
+                _size(candidate),
             )
             rows.append((verdict, *about, *nats))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -138,10 +138,16 @@ def decisions_html(accepted: Sequence[Decided], refused: Sequence[Decided]) -> s
         said = f"{verdict}: {one.reason}" if one.reason else verdict
         bar = html.bar(decrease, _stderr(candidate), one.price, largest, candidate.kind)
         nats = (html.number(decrease), html.number(one.price), html.number(one.margin))
-        figures = (html.number(candidate.gain), _held_out(candidate), f"{candidate.parameters:+,}")
+        figures = (html.number(candidate.gain), _held_out(candidate), _size(candidate))
         rows.append((said, *_place(candidate), bar, *nats, *figures))
     title = "its candidates: bar and line are expected decrease and price, by their square roots"
     return html.table(title, head, rows, 5)
+
+
+def _size(one: Candidate) -> str:
+    """Change of the number of parameters, and of operations where these are counted."""
+    flops = "" if one.flops is None else f" ({one.flops:+,} FLOPs)"
+    return f"{one.parameters:+,}{flops}"
 
 
 def _place(one: Candidate) -> tuple[str, str, str]:

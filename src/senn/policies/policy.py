@@ -36,7 +36,7 @@ class Policy:
     """
 
     uses_joint_score: ClassVar[bool] = False
-    uses_flops: ClassVar[bool] | property = False
+    uses_flops: bool = False
     birth: ClassVar[BirthKind] = "stepped"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
