@@ -216,13 +216,11 @@ def cost(net: Transformer, gpus: int, setting: Setting, machine: Machine) -> Cos
 NETS = (Transformer("100 M", 12, 832, 1 << 20), Transformer("10 B", 40, 4608, 4 << 20))
 GPUS = (8, 512)
 PLAIN = Setting(tokens=1 << 20)
-SHORT = replace(PLAIN, number=2)
-FEW = replace(SHORT, heads=4)
+FEW = replace(PLAIN, heads=4)
 STEPS = (
     ("before: everything is on all ranks", replace(PLAIN, owned=False, meets_in="each reads all")),
     ("one owner for each map", replace(PLAIN, meets_in="one joins")),
     ("and meetings in the group", PLAIN),
-    ("and gradients are sent in bfloat16", SHORT),
     ("and 256 candidate columns of heads", FEW),
     ("and an eighth of the maps per round", replace(FEW, share=1 / 8)),
 )  # fmt: skip

@@ -147,10 +147,6 @@ every {every:,} steps, and the memory that a GPU needs besides the model.
 - *Meetings in the group*: `ProcessGroupCommunicator(meets_in="group")`. A store serves one rank after the other, so
   with hundreds of ranks it alone costs more than all else. In the group, a rank that has ended is noticed by the
   group's timeout.
-- *Gradients in bfloat16*: `RoundConfig(reduce_dtype=torch.bfloat16)`. Each rank's numbers are rounded once and summed
-  in float32, an error of 2⁻⁹ of a gradient's standard error. Covariances are sent in float32: they are inverted, and
-  of a covariance that is rounded to bfloat16 the smallest eigenvalues are negative, far beyond any damping. (A round of
-  the decoder above ends there.)
 - *256 candidate columns*: `CandidateConfig(max_columns=256)`, four heads instead of 64, each of which counts as many
   columns as it has units.
 - *An eighth of the maps per round*: `RoundConfig(maps_per_round=1/8)`. Groups take turns, so each is scored every
@@ -162,6 +158,11 @@ get sums back. But each rank would need what the existing columns predict of the
 every choice an exchange in which all ranks take part. For 100 M parameters on 512 GPUs, with 64 heads, that is
 {predicted} to every rank instead of {kept} to the owner of the largest map, and some {exchanges} exchanges of
 {latency:.0f} µs. That saves little where samples are few, and they are: each is sent once, to one rank.
+
+*Why sums aren't sent in bfloat16.* Covariances are inverted: of one that is rounded to 8 bits the smallest eigenvalues
+are negative, far beyond any damping, and a round ends there. Gradients alone can be sent so,
+`RoundConfig(reduce_dtype=torch.bfloat16)`, but what a candidate adds is a small difference of large gradients, divided
+by small eigenvalues: the decisions above differ, and rounding passes for gain. It saves little and is off by default.
 
 *What isn't solved.* A model of 10 B doesn't fit whole into a GPU. `full_parameters` is for those that do; larger ones
 would have to be scored while they are sharded, block by block, which isn't implemented.

@@ -24,7 +24,7 @@ def _floating_point() -> Rule:
 class RoundConfig:
     """How much of a model one growth round scores, and how its processes add up what they have seen.
 
-    The defaults change nothing: all maps, and the figures of one process with the joint batch. Both settings are for
+    The defaults change nothing: all maps, and the figures of one process with the joint batch. Other settings are for
     large models in many processes, where sums of Kronecker factors cost more than passes through the model.
 
     Args:
@@ -34,9 +34,9 @@ class RoundConfig:
             another turn in the next round have no `realized_decrease`. The policy must not compare gains with the
             network's own score.
         reduce_dtype: floating-point type in which processes send gradients that are summed, as of FSDP; None for that
-            of the model. Sums are computed in the model's type, so with `torch.bfloat16` each process's numbers are
-            rounded once, by 0.4 % at most. Covariances keep the model's type: they are inverted, and rounded ones have
-            negative eigenvalues.
+            of the model. Rounding to `torch.bfloat16` passes for gain where gradients are large beside what candidates
+            add: it has changed decisions in every net that was measured (docs/several_processes.md). Covariances keep
+            the model's type: they are inverted, and rounded ones have negative eigenvalues.
 
     Raises:
         SennError: an argument is out of range.
