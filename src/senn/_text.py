@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 # Control characters but for tab and line feed; marks that turn the direction of text around, by which a name looks like
 # another; separators that some terminals break lines at; lone surrogates, as in names of files that aren't text.
@@ -43,3 +45,18 @@ def shortened(sentence: str, most: int = 1500) -> str:
     if len(sentence) <= most:
         return sentence
     return f"{sentence[: most // 2]} ... {sentence[-most // 2 :]}"
+
+
+def did_you_mean(name: str, known: Iterable[object]) -> str:
+    """Return a question after the known name that is most like a mistyped one; empty if none is like it.
+
+    Args:
+        name: what was typed.
+        known: names that there are.
+
+    >>> did_you_mean("fitt", ["fit", "show"]), did_you_mean("x", ["fit"])
+    (" (did you mean 'fit'?)", '')
+    """
+    names = {str(one).lower(): str(one) for one in known}
+    close = get_close_matches(name.lower(), names, n=1, cutoff=0.6)
+    return f" (did you mean {names[close[0]]!r}?)" if close else ""

@@ -10,6 +10,7 @@ import pytest
 from cli_cases import refused
 from report_cases import waves
 
+from senn.cli import watch as serving
 from senn.cli.main import main
 from senn.cli.watch import LOOPBACK, Watch
 from senn.viz.report import downsample_record
@@ -30,9 +31,10 @@ def connection(watch):
     return HTTPConnection(LOOPBACK, int(re.search(r":(\d+)/", watch.url)[1]), timeout=10)
 
 
-def get(watch, path, **headers):
+def get(watch, path, secret=None, **headers):
     asked = connection(watch)
-    asked.request("GET", path, headers=headers)
+    begin = f"/{watch.secret}" if secret is None else secret
+    asked.request("GET", begin + path, headers=headers)
     return asked.getresponse()
 
 
@@ -62,6 +64,43 @@ def test_only_this_machine_is_answered():
         assert get(watch, "/events", Host="evil.example").status == 403
 
 
+def test_only_the_address_that_was_printed_is_answered():
+    lines = []
+    with Watch("private", 0, lines.append) as watch, Watch("other", 0, silent) as other:
+        assert lines == [f"watch it at {watch.url}"]
+        assert watch.url.endswith(f"/{watch.secret}/")
+        assert watch.secret != other.secret
+        for secret in (
+            "",
+            "/",
+            "/x",
+            f"/{other.secret}",
+            f"/{watch.secret}x",
+            f"/{watch.secret}/..",
+        ):
+            for path in ("/", "/events"):
+                answer = get(watch, path, secret)
+                assert answer.status == 404
+                assert b"private" not in answer.read()
+        page = get(watch, "/", Host=f"LOCALHOST:{connection(watch).port}")
+        assert page.status == 200
+        told = {name.lower(): value for name, value in page.getheaders()}
+        assert told["referrer-policy"] == "no-referrer"
+        assert told["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in told["content-security-policy"]
+        assert "python" not in told["server"].lower()
+
+
+def test_connections_are_limited_and_idle_ones_closed(monkeypatch):
+    monkeypatch.setattr(serving, "MOST_CONNECTIONS", 2)
+    monkeypatch.setattr(serving._Handler, "timeout", 0.2)
+    with Watch("waves", 0, silent) as watch:
+        port = connection(watch).port
+        idle = [socket.create_connection((LOOPBACK, port)) for _ in range(6)]
+        assert all(one.recv(1) == b"" for one in idle)  # hung up, or closed after a while
+        assert get(watch, "/").status == 200
+
+
 def test_a_listener_hears_every_record_once_in_order():
     records = waves()[0].history
     heard, ready = [], threading.Event()
@@ -89,7 +128,7 @@ def test_a_listener_that_goes_away_is_no_matter():
     with Watch("waves", 0, silent) as watch:
         for _ in range(3):
             asked = connection(watch)
-            asked.request("GET", "/events")
+            asked.request("GET", f"/{watch.secret}/events")
             asked.getresponse()
             asked.close()
         tell(watch, waves()[0].history)

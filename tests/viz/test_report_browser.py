@@ -340,7 +340,7 @@ def test_watching_shows_records_as_they_come_and_stays_when_the_run_is_over(brow
             assert "The start" in state(tab)
     with pytest.raises(OSError, match=r"."):
         http.client.HTTPConnection(
-            "127.0.0.1", int(watch.url.rsplit(":", 1)[1][:-1]), timeout=1
+            "127.0.0.1", int(watch.url.split(":")[2].split("/")[0]), timeout=1
         ).connect()
 
 

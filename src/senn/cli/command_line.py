@@ -6,29 +6,21 @@ The values of options are checked where they are parsed, so that an error names 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
 
+from senn.cli.argument_parser import SentenceParser
 from senn.cli.growth_options import add_growth_options, add_time_limit, positive_integer
 from senn.cli.help_texts import ABOUT, EXPERIMENTS
 from senn.cli.option_types import Once, column_kind, fraction, port, seed
 from senn.cli.reading_options import add_reading_options
-from senn.errors import SennError
 
 
-class _Parser(argparse.ArgumentParser):
-    """Argument parser that raises a SennError instead of printing its usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        # argparse would print three lines of usage above its one line of error.
-        raise SennError(f"{message}; see '{self.prog} --help'")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Build the parser of all commands."""
+def parser() -> tuple[argparse.ArgumentParser, Mapping[str, SentenceParser]]:
+    """Build the parser of all commands, and those of each."""
     from senn import __version__
 
-    top = _Parser(
+    top = SentenceParser(
         prog="senn",
         description="Train neural networks that find their own size.",
         epilog="Try 'senn fit wine'. Each command has its own help: 'senn fit --help'.",
@@ -56,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
                 argument_default=argparse.SUPPRESS if name == "fit" else None,
             )
         )
-    return top
+    return top, commands.choices
 
 
 def _fit(command: argparse.ArgumentParser) -> None:

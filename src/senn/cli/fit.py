@@ -31,9 +31,8 @@ from senn.runs import FIGURE, FitOptions, RunFolder, read_start
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
 from senn.training.progress import LinesCallback, LiveCallback
-from senn.training.round_records import first_line
+from senn.training.round_records import Record, first_line
 from senn.training.threads import resumed_number, saved_number
-from senn.viz.plots import growth_figure
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,6 +149,19 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             outcome = "the best network so far is saved"
         print(f"senn: interrupted; {outcome}; to resume: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
+
+
+def growth_figure(history: Sequence[Record], path: Path, start: Sequence[int]) -> None:
+    """Draw the history of a run; matplotlib is imported now, so that nobody waits for it at the start.
+
+    Args:
+        history: the records.
+        path: the figure's file.
+        start: widths of the hidden layers before training.
+    """
+    from senn.viz.plots import growth_figure as draw
+
+    draw(history, path, start)
 
 
 def _open_run(

@@ -316,7 +316,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         train, test = train.take(kept), train.take(held_out)
     encoder = _encoder(collection, train, options.no_flip)
     shape = encoder.channels, encoder.side, encoder.side
-    check_start(_fresh(encoder, recipe), recipe, "classification", shape)
+    check_start(_fresh(encoder, recipe), recipe, shape)
     target = Target(name="class", task="classification", labels=encoder.labels)
     scorer = Scorer.of(target, np.asarray(train.labels), options.metric)
     return ImagePreparation(

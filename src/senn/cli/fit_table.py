@@ -299,5 +299,5 @@ def _checked(
     # The draws for this network must not shift those of training.
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)
-    check_start(model, recipe, encoder.target.task, (features,))
+    check_start(model, recipe, (features,))
     return recipe

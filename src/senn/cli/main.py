@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with guarded_streams():
         try:
-            arguments = vars(parser().parse_args(argv))
+            arguments = _parse(argv)
             name = arguments.pop("command")
             _announce(name, arguments)
             code: int = importlib.import_module(_COMMANDS[name]).run(**arguments)
@@ -58,6 +58,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stderr.flush()
             os._exit(code)
         return code
+
+
+def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
+    """Parse a command line.
+
+    Args:
+        argv: arguments after the program's name; None for those of the process.
+
+    Returns:
+        The name of the command as `command`, and its arguments by name.
+
+    Raises:
+        SennError: an argument is unknown, missing or wrong.
+    """
+    top, commands = parser()
+    arguments, unknown = top.parse_known_args(argv)
+    if unknown:
+        commands[arguments.command].refuse(unknown[0])
+    return vars(arguments)
 
 
 def _announce(name: str, arguments: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ from senn.runs import FitOptions
 from senn.runs.fit_options import DEFAULTS, option_name
 from senn.training import Callback, Task, TrainConfig, TrainResult
 from senn.training.batches import validation_split
-from senn.training.builders import build_optimizer, loss_function, resolve_policy
+from senn.training.builders import check_optimizer, resolve_policy
 from senn.training.run_state import Checkpointer
 from senn.training.train_result import count_parameters
 
@@ -252,20 +252,18 @@ def recipe_fields(options: FitOptions) -> dict[str, Any]:
     return {name: record[name] for name in names if record[name] is not None}
 
 
-def check_start(model: nn.Module, recipe: TrainConfig, task: Task, shape: Sequence[int]) -> None:
+def check_start(model: nn.Module, recipe: TrainConfig, shape: Sequence[int]) -> None:
     """Refuse an unknown optimizer, and a budget that the network exceeds before training.
 
     Args:
         model: network before training.
         recipe: training configuration.
-        task: that the network learns.
         shape: of the network's inputs for one row.
 
     Raises:
         SennError: naming the optimizer or the budget.
     """
-    # Built only to have its name and options checked before anything is written.
-    build_optimizer(model, recipe, loss_function(task))
+    check_optimizer(recipe.optimizer)
     # The start can't be made smaller: growth begins with these widths.
     smallest = count_parameters(model)
     if recipe.max_params is not None and recipe.max_params < smallest:

@@ -14,7 +14,7 @@ from senn.data import Table, Target, read_table, split, split_groups, split_last
 from senn.data.tabular.cells import is_missing, kind_of, numbers, style_of, texts
 from senn.data.tabular.date_column import date_form, dates
 from senn.data.tabular.number_style import Mark
-from senn.data.tabular.table_encoder import check_names, listed
+from senn.data.tabular.table_encoder import check_names, has_columns, listed
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
@@ -102,7 +102,7 @@ def divide(
         option = "--group" if options.group else "--time"
         if column not in frame.columns:
             raise SennError(
-                f"there is no column {column!r} for {option}; the table has {listed(frame.columns)}"
+                f"there is no column {column!r} for {option}; {has_columns(column, frame.columns)}"
             )
         if column == target.name:
             raise SennError(f"{column!r} is the target, which {option} can't hold rows out by")

@@ -1,12 +1,15 @@
 """Show a run in a browser on this machine while it trains: `senn fit --watch`.
 
 Records reach the page as server-sent events. Nothing that a browser does can affect the run: requests are answered by
-threads of their own, from copies of the records.
+threads of their own, from copies of the records. All accounts of a machine can reach the port, so the address holds a
+secret, drawn for each run, without which there is no answer.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
+import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,13 +22,25 @@ from senn.cli.fit_arguments import FitArguments
 from senn.training.callbacks import Callback
 from senn.viz.report import RunReport, charting_library, downsample_record, page
 
-# Not 0.0.0.0: the page has no password, and the data may be private.
+# Not 0.0.0.0: nothing is encrypted on the way, and the data may be private.
 LOOPBACK = "127.0.0.1"
 _PATIENCE = 1.0
 """Seconds that the end of a run waits for browsers to hear of it."""
 # Half would only send more empty events; twice keeps threads of closed tabs for longer.
 _PULSE = 5.0
 """Seconds of silence after which a browser that has gone away is noticed."""
+# A tab has two at most. Half would refuse the tabs of a meeting; each takes a descriptor and a thread of training.
+MOST_CONNECTIONS = 32
+"""Connections that are answered at a time."""
+REQUEST_SECONDS = 20.0
+"""Seconds after which a connection is closed that sends no request, or takes nothing of an answer."""
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "frame-ancestors 'none'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",  # the address holds the secret
+}
 
 
 @contextmanager
@@ -69,6 +84,7 @@ class Watch(Callback):
         earlier: records from before the run was interrupted.
 
     Attributes:
+        secret: first part of the paths that are answered.
         url: address of the page; None if the port is taken.
 
     Raises:
@@ -84,6 +100,7 @@ class Watch(Callback):
     ) -> None:
         charting_library()  # raises now if it is missing, not after training
         self.name = name
+        self.secret = secrets.token_urlsafe(16)
         self.url: str | None = None
         self._records: list[Mapping[str, Any]] = list(earlier)
         # Shortened once for all browsers, not anew for each.
@@ -100,7 +117,7 @@ class Watch(Callback):
                 f"note: the run can't be watched at port {port} ({reason}), so it continues unwatched"
             )
             return
-        self.url = f"http://{LOOPBACK}:{self._server.server_port}/"
+        self.url = f"http://{LOOPBACK}:{self._server.server_port}/{self.secret}/"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
         say(f"watch it at {self.url}")
 
@@ -210,7 +227,22 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], watch: Watch) -> None:
         self.watch = watch
+        self._free = threading.Semaphore(MOST_CONNECTIONS)
         super().__init__(address, _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own, or hang up if there are too many already."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, then make room for another connection."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore errors of connections: a browser may go away at any time."""
@@ -218,32 +250,39 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
+    timeout = REQUEST_SECONDS
+    server_version, sys_version = "senn", ""
 
     def do_GET(self) -> None:
         """Answer with the page, or with the stream of its events."""
-        port = self.server.server_port
-        if self.headers.get("Host") not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
+        port, host = self.server.server_port, self.headers.get("Host", "").lower()
+        secret, _, name = self.path.removeprefix("/").partition("/")
+        # Compared in constant time, so that the time of an answer tells nothing of the secret.
+        is_ours = hmac.compare_digest(secret.encode(), self.server.watch.secret.encode())
+        if host not in (f"{LOOPBACK}:{port}", f"localhost:{port}"):
             # Another site's name that was made to point here must not read the run.
             self.send_error(HTTPStatus.FORBIDDEN)
-        elif self.path == "/":
+        elif is_ours and name == "":
             self._answer("text/html; charset=utf-8", self.server.watch.page().encode("utf-8"))
-        elif self.path == "/events":
+        elif is_ours and name == "events":
             self._events()
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _answer(self, kind: str, body: bytes) -> None:
+    def _begin(self, kind: str) -> None:
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Type", kind)
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+
+    def _answer(self, kind: str, body: bytes) -> None:
+        self._begin(kind)
         self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(body)
 
     def _events(self) -> None:
-        self.send_response(HTTPStatus.OK)
-        self.send_header("Content-Type", "text/event-stream")
-        self.send_header("Cache-Control", "no-store")
+        self._begin("text/event-stream")
         self.end_headers()
 
         def send(event: str, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from senn._extras import importing
 from senn.data.split import split, split_groups, split_last
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs pandas at first use: training splits rows where pandas may be missing."""
     home: Any = None
-    if name in ("BUILT_IN", "Table", "read_table"):
-        from senn.data.tabular import read as home
-    elif name == "TableEncoder":
-        from senn.data.tabular import table_encoder as home
-    elif name in ("Target", "Task"):
-        from senn.data.tabular import target as home
+    with importing(f"senn.data.{name}", "cli"):
+        if name in ("BUILT_IN", "Table", "read_table"):
+            from senn.data.tabular import read as home
+        elif name == "TableEncoder":
+            from senn.data.tabular import table_encoder as home
+        elif name in ("Target", "Task"):
+            from senn.data.tabular import target as home
     if home is None:
         raise AttributeError(f"module 'senn.data' has no attribute {name!r}")
     return getattr(home, name)

@@ -9,11 +9,9 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import check_is_fitted, validate_data
 
 from senn import html
+from senn._extras import importing
 from senn._validate import check, instance_of
 from senn.errors import SennError
 from senn.training import Task, TrainConfig, train
@@ -22,6 +20,11 @@ from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
 from senn.training.threads import RunThreads
 from senn.training.train_config import RANGES
+
+with importing("senn.integrations.sklearn", "sklearn"):
+    from sklearn.base import BaseEstimator
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import check_is_fitted, validate_data
 
 Array = np.ndarray[Any, Any]
 

@@ -7,14 +7,17 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from sklearn.base import ClassifierMixin, RegressorMixin
-from sklearn.utils import compute_sample_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from senn._extras import importing
 from senn.errors import SennError
 from senn.integrations._sklearn_base import Array, SENNEstimator, mean_and_scale, present_rows
 from senn.training import Task
+
+with importing("senn.integrations.sklearn", "sklearn"):
+    from sklearn.base import ClassifierMixin, RegressorMixin
+    from sklearn.utils import compute_sample_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, validate_data
 
 __all__ = ["SENNClassifier", "SENNRegressor"]
 

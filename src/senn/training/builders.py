@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from senn._text import did_you_mean
 from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
 from senn.flops import forward_flops, known_flops
@@ -128,6 +129,21 @@ def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     return model
 
 
+def check_optimizer(name: str) -> None:
+    """Refuse the name of an optimizer that can't be built, without building one.
+
+    Args:
+        name: as in `TrainConfig.optimizer`.
+
+    Raises:
+        SennError: no optimizer has that name.
+        UnsupportedError: it needs other steps than those of a `TrainStep`.
+    """
+    known = name.lower().replace("_", "-")
+    if known != NATURAL_GRADIENT:
+        _optimizer_class(known)
+
+
 def build_optimizer(
     model: nn.Module, recipe: TrainConfig, loss: Callable[..., Tensor]
 ) -> torch.optim.Optimizer:
@@ -188,7 +204,8 @@ def _optimizer_class(name: str) -> type[torch.optim.Optimizer]:
         )
     if name not in known:
         names = ", ".join([*sorted(known.keys() - _UNSUITED), NATURAL_GRADIENT])
-        raise SennError(f"unknown optimizer {name!r}; known are {names}")
+        guess = did_you_mean(name, [*known, NATURAL_GRADIENT])
+        raise SennError(f"unknown optimizer {name!r}{guess}; known are {names}")
     return known[name]
 
 

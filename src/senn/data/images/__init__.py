@@ -3,13 +3,16 @@
 from typing import TYPE_CHECKING
 
 from senn import _deprecated
-from senn.data.images.collection import Collection, collect, collect_test, is_images
-from senn.data.images.encoded import decode, read_parquet
-from senn.data.images.idx import read_idx, read_labeled_idx
-from senn.data.images.image_arrays import Images, ImageSet
-from senn.data.images.image_encoder import ImageEncoder
-from senn.data.images.known_sets import KNOWN_SETS, load_images
-from senn.data.images.planes import planes
+from senn._extras import importing
+
+with importing("senn.data.images", "cli"):
+    from senn.data.images.collection import Collection, collect, collect_test, is_images
+    from senn.data.images.encoded import decode, read_parquet
+    from senn.data.images.idx import read_idx, read_labeled_idx
+    from senn.data.images.image_arrays import Images, ImageSet
+    from senn.data.images.image_encoder import ImageEncoder
+    from senn.data.images.known_sets import KNOWN_SETS, load_images
+    from senn.data.images.planes import planes
 
 __all__ = [
     "KNOWN_SETS",

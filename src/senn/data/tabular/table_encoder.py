@@ -12,6 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn._records import from_dict
+from senn._text import did_you_mean
 from senn.data.tabular.column_kinds import KINDS, column_from_dict, column_to_dict, fit_column
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
@@ -82,9 +83,7 @@ class TableEncoder:
         kinds = kinds or {}
         for name, kind in kinds.items():
             if name not in frame.columns:
-                raise SennError(
-                    f"there is no column {name!r}; the table has {listed(frame.columns)}"
-                )
+                raise SennError(f"there is no column {name!r}; {has_columns(name, frame.columns)}")
             if kind not in KINDS:
                 raise SennError(
                     f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}"
@@ -255,9 +254,19 @@ def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
         twice = frame.columns[frame.columns.duplicated()][0]
         raise SennError(f"two columns are named {twice!r}")
     if target is not None and target not in frame.columns:
-        raise SennError(f"there is no column {target!r}; the table has {listed(frame.columns)}")
+        raise SennError(f"there is no column {target!r}; {has_columns(target, frame.columns)}")
     if len(frame) == 0:
         raise SennError("the table has no rows")
+
+
+def has_columns(name: str, columns: Any) -> str:
+    """Say which columns a table has instead of one that was named.
+
+    Args:
+        name: what was named.
+        columns: names of the columns.
+    """
+    return f"the table has {listed(columns)}{did_you_mean(name, columns)}"
 
 
 def listed(names: Any, most: int = 8) -> str:
