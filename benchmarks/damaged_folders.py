@@ -21,7 +21,8 @@ import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ HOSTILE = [
     {"tensor": "0"},
     {"float": "x"},
     {"items": 3},
+    10**400,
+    "\x1b[2J",
+    "\udce9",
 ]
 SECONDS = 20
 """After so many, it hangs."""
@@ -264,6 +268,7 @@ def _said(argv: list[str]) -> str:
         assert text.count("\n") == 1, text
         assert text.startswith("senn: "), text
         assert not out.getvalue() or argv[0] == "fit", out.getvalue()
+        assert "\x1b" not in text, text
         raise SennError(text)
     assert code == 0, (code, err.getvalue())
     return out.getvalue()
@@ -290,14 +295,44 @@ def _resumed(folder: Path) -> str:
     return atomic_files.bytes_digest((folder / "model.safetensors").read_bytes()) + str(kept)
 
 
+def _exported(to: str, folder: Path) -> str:
+    """Export to a folder of its own, which is there if and only if the command says so."""
+    out = folder.with_name(f"out-{to}")
+    try:
+        _said(["export", str(folder), "--to", to, "--out", str(out)])
+        return str(sorted(path.name for path in out.iterdir())) if out.is_dir() else out.name
+    except SennError:
+        assert not out.exists(), "a refused export has left something"
+        raise
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+        out.unlink(missing_ok=True)
+
+
+def _reported(folder: Path) -> str:
+    page = folder.with_name("page.html")
+    try:
+        _said(["report", str(folder), "--out", str(page)])
+        return str(page.exists())
+    finally:
+        page.unlink(missing_ok=True)
+
+
 USES: dict[str, Callable[[Path], str]] = {
     "read": lambda folder: str(read(folder)),
     "load": lambda folder: _numbers(senn.load(folder)),
     "load into": _into,
     "predict": lambda folder: _said(["predict", str(folder), str(folder.parent / "new.csv")]),
     "show": lambda folder: _said(["show", str(folder)]),
+    "report": _reported,
+    "export to python": partial(_exported, "python"),
+    "export to the hub": partial(_exported, "hub"),
+    "export to pt2": partial(_exported, "pt2"),
     "resume": _resumed,
 }
+SHORT = ("read", "load", "load into", "predict", "show", "resume")
+"""Uses of the short form, and those of them that it makes of some folders only:"""
+SLOW = ("resume", "predict", "load into")
 
 
 def _tree(folder: Path) -> str:
@@ -335,7 +370,9 @@ def outcome(use: str, folder: Path, expected: str | None, forged: bool) -> str:
     return "no harm" if answer == expected else "its own answer" if forged else "wrong"
 
 
-def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, Any]:
+def measure(
+    cases: int, seed: int, root: Path, sparing: int = 1, uses: Sequence[str] = SHORT
+) -> dict[str, Any]:
     """Damage so many folders and use each in every way; with `sparing` some uses on only every so many-th."""
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
     draw_figure, senn.cli.fit.growth_figure = (
@@ -346,10 +383,10 @@ def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, An
         originals = set_up(root)
         work, draw = root / "work", random.Random(seed)
         expected: dict[tuple[str, str], str | None] = {}
-        counts: dict[str, Counter[str]] = {use: Counter() for use in USES}
+        counts: dict[str, Counter[str]] = {use: Counter() for use in uses}
         bad = []
         for name, original in originals.items():
-            for use in USES:
+            for use in uses:
                 shutil.copytree(original, work)
                 with contextlib.suppress(SennError):
                     expected[name, use] = USES[use](work)
@@ -358,8 +395,8 @@ def measure(cases: int, seed: int, root: Path, sparing: int = 1) -> dict[str, An
             name = [*originals][number % len(originals)]
             shutil.copytree(originals[name], work)
             how, forged = damage(work, root / "other", draw)
-            for use in USES:
-                spared = number % sparing and use in ("resume", "predict", "load into")
+            for use in uses:
+                spared = number % sparing and use in SLOW
                 if spared or (use == "resume" and name == "finished"):
                     continue
                 # What is left of an interrupted run without its results is one that was killed.
@@ -391,7 +428,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
-        results = measure(args.cases, args.seed, Path(root))
+        results = measure(args.cases, args.seed, Path(root), uses=[*USES])
     columns = ["no harm", "refused", "its own answer", "crashed", "hung", "wrong", "touched"]
     print("".join(f"{column:>16}" for column in ["", *columns]))
     for use, found in results["counts"].items():
