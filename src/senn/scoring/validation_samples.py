@@ -93,11 +93,11 @@ class ValidationSamples:
         parts = 1 if metric.coupled else min(PARTS, total)
         ends = [total * part // parts for part in range(parts + 1)]
         losses = []
-        for start, stop in itertools.pairwise(ends):
-            inputs, targets, weights = self.batch.first(stop - start, start)
-            with torch.no_grad(), preserve_model_state(model):
+        with torch.no_grad(), preserve_model_state(model):
+            for start, stop in itertools.pairwise(ends):
+                inputs, targets, weights = self.batch.first(stop - start, start)
                 loss = metric.loss(forward(model, inputs, output), targets, weights)
-            losses.append(float(loss))
+                losses.append(float(loss))
         return torch.tensor(losses, dtype=torch.float64)
 
 
