@@ -138,7 +138,8 @@ def bytes_digest(data: bytes) -> str:
 
 def digest_of(file: BinaryIO) -> str:
     """Compute the SHA-256 checksum of what an open file still holds, in hexadecimal and a piece at a time."""
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    opened: Any = file  # typing.BinaryIO lacks readinto, which every binary file has
+    return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def read_limited(path: Path, most: int = MOST) -> bytes:

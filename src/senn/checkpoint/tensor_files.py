@@ -161,5 +161,5 @@ def _testable(tensor: Tensor) -> Iterator[Tensor]:
     """Yield the entries in pieces, so that the tests take little memory."""
     # torch has no isnan and isinf for floating-point numbers of one byte (float8)
     is_one_byte = tensor.is_floating_point() and tensor.element_size() == 1
-    for piece in tensor.reshape(-1).split(_PIECE):
+    for piece in torch.split(tensor.reshape(-1), _PIECE):
         yield piece.float() if is_one_byte else piece

@@ -125,7 +125,8 @@ class Preparation:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         # Encoded rather than raw: another reader of the file may give other cells for the same bytes.
         chosen = [] if self.validation is None else [self.validation]
-        return checksum_of(self.record(), self.x, self.y, self.x_test, self.y_test, *chosen)
+        record = self.encoder.original_record()
+        return checksum_of(record, self.x, self.y, self.x_test, self.y_test, *chosen)
 
     def train(
         self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None

@@ -81,7 +81,8 @@ def calibration_bins(chances: NDArray[Any]) -> NDArray[np.intp]:
     """Return the bin of each row, by the probability of the predicted class, (rows,)."""
     # The upper end belongs to the bin, as in the paper.
     bins = np.ceil(chances.max(axis=1) * CALIBRATION_BINS) - 1
-    return np.clip(bins, 0, CALIBRATION_BINS - 1).astype(np.intp)
+    numbers: NDArray[np.intp] = np.clip(bins, 0, CALIBRATION_BINS - 1).astype(np.intp)
+    return numbers
 
 
 def number_scores(values: NDArray[Any], truth: NDArray[Any], scale: float) -> Scores:

@@ -66,10 +66,12 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for name in ENDING:
                 number = getattr(signal, name, None)  # Windows has two of them
+                if number is None:
+                    continue
                 # nohup: the run is to outlive its terminal
-                is_ignored = name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN
-                if number is not None and not is_ignored:
-                    self._former[number] = signal.signal(number, self._on_signal)
+                if name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
+                self._former[number] = signal.signal(number, self._on_signal)
             if SIGALRM is not None:
                 self._former[SIGALRM] = signal.signal(SIGALRM, self._on_alarm)
         return self

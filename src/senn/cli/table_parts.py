@@ -215,7 +215,8 @@ def blocks(times: NDArray[Any]) -> RowNumbers:
     """
     rank = np.empty(len(times), dtype=np.intp)
     rank[np.argsort(times, kind="stable")] = np.arange(len(times))
-    return rank // max(1, round(len(times) ** 0.5))
+    found: RowNumbers = rank // max(1, round(len(times) ** 0.5))
+    return found
 
 
 def row_times(name: str, cells: pd.Series[Any], kind: str | None = None) -> NDArray[Any]:
@@ -247,4 +248,5 @@ def row_times(name: str, cells: pd.Series[Any], kind: str | None = None) -> NDAr
             f"column {name!r} of --time holds neither dates nor numbers (row {cells.index[0]}: {cells.iloc[0]!r})"
         )
     form, _ = date_form(name, cells)
-    return dates(name, cells, form).dt.tz_localize(None).to_numpy()
+    times: NDArray[Any] = dates(name, cells, form).dt.tz_localize(None).to_numpy()
+    return times

@@ -18,7 +18,6 @@ Figure = float | None
 class _Record(TypedDict):
     event: str
     step: int
-    epoch: NotRequired[int]
 
 
 class _Sized(_Record):
@@ -30,6 +29,7 @@ class _Sized(_Record):
 class StartRecord(_Sized):
     """Record of what is about to happen."""
 
+    epoch: NotRequired[int]
     epochs: NotRequired[int]
     steps: NotRequired[int]
     train_rows: NotRequired[int]
@@ -54,6 +54,7 @@ class EpochRecord(_Sized):
 class GrowthRecord(_Sized):
     """Record of a change of size."""
 
+    epoch: NotRequired[int]
     text: str
     kind: str
     place: str
@@ -90,6 +91,7 @@ class CandidateRecord(TypedDict):
 class RoundRecord(_Record):
     """Record of a round of growth."""
 
+    epoch: NotRequired[int]
     accepted: list[CandidateRecord]
     refused: list[CandidateRecord]
     round: NotRequired[int]
@@ -110,6 +112,7 @@ class RoundRecord(_Record):
 class RemarkRecord(_Record):
     """Record of a change that was taken back, or of something that was left out."""
 
+    epoch: NotRequired[int]
     text: str
 
 

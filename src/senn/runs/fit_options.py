@@ -76,7 +76,7 @@ class FitOptions:
         """Return the options with absolute paths, so that a run can be resumed from any working directory."""
         # Relative paths mean something else in another working directory.
         others = {name: getattr(self, name) for name in ("data_dir", "test")}
-        absolute = {name: path and _absolute(path) for name, path in others.items()}
+        absolute: dict[str, Any] = {name: path and _absolute(path) for name, path in others.items()}
         return replace(self, data=_absolute(self.data), **absolute)
 
     def arguments(self) -> list[str]:

@@ -107,9 +107,9 @@ class BestModel:
                 row_losses=rows["losses"].to(device),
                 misses=None if misses is None else misses.to(device),
                 weight=rows["weight"].to(device),
-                metric=own and own.metric,
+                metric=None if own is None else own.metric,
                 outputs=None if outputs is None else outputs.to(device),
-                targets=own and own.targets,
+                targets=None if own is None else own.targets,
             )
         return BestModel(model=model, epoch=int(state["epoch"]), validation=validation)
 

@@ -193,7 +193,7 @@ def _folders(root: Path, parts: PartFolders, side: int | None) -> Collection:
     found = _folder(parts.train, side)
     side = found.train.pixels.shape[1]
     left_out, notes = [*found.left_out], [*found.notes]
-    read: dict[str, Images] = {}
+    read: dict[str, Any] = {}
     for name, folder in (("validation", parts.validation), ("test", parts.test)):
         made = None if folder is None else _part(folder, found.classes, side)
         if made is not None and len(made[0]):

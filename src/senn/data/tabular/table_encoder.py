@@ -13,11 +13,17 @@ from numpy.typing import NDArray
 
 from senn._records import from_dict
 from senn._text import did_you_mean
-from senn.data.tabular.column_kinds import KINDS, column_from_dict, column_to_dict, fit_column
+from senn.data.tabular.column_kinds import (
+    ADDED,
+    KINDS,
+    column_from_dict,
+    column_to_dict,
+    fit_column,
+)
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
 from senn.data.tabular.table_columns import Column, Dropped
-from senn.data.tabular.target import Target, Task
+from senn.data.tabular.target import ADDED_TO_TARGET, Target, Task
 from senn.errors import SennError
 
 
@@ -211,6 +217,20 @@ class TableEncoder:
             "decimal": self.decimal,
             "encoding": self.encoding,
         }
+
+    def original_record(self) -> dict[str, Any]:
+        """Return what version 0.1 would have recorded, so that the checksums of its runs still hold.
+
+        What it lacks says how cells are written; the encoded numbers follow from that.
+        """
+        columns = [
+            {key: value for key, value in one.items() if key not in ADDED.get(one["kind"], ())}
+            for one in map(column_to_dict, self.columns)
+        ]
+        target = self.target.to_dict()
+        for key in ADDED_TO_TARGET:
+            del target[key]
+        return {"columns": columns, "target": target}
 
     @classmethod
     def from_dict(cls, record: Any) -> TableEncoder:

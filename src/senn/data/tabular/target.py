@@ -25,6 +25,9 @@ FEW_VALUES = 20
 FEWEST_LABELS, SMALLEST_SHARE = 100, 0.1
 """With fewer labels, in a smaller share of the rows, a table is refused rather than cut down to the others."""
 
+ADDED_TO_TARGET = {"style": asdict(PLAIN), "note": ""}
+"""Fields that records of version 0.1 lack, as they were then."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
@@ -214,10 +217,7 @@ class Target:
             SennError: the record is damaged.
         """
         what = "the stored description of the target"
-        # records of version 0.1 lack the last two
-        values = (
-            {"style": asdict(PLAIN), "note": "", **record} if isinstance(record, dict) else record
-        )
+        values = {**ADDED_TO_TARGET, **record} if isinstance(record, dict) else record
         return from_dict(cls, values, what, complete=True)
 
 
@@ -262,7 +262,8 @@ def _unlabeled(cells: pd.Series[Any], found: FoundKind) -> NDArray[np.bool_]:
         return is_missing(cells)
     nothing = [isinstance(cell, str) and cell.strip().lower() in NEVER_A_CLASS for cell in cells]
     missing: NDArray[np.bool_] = cells.isna().to_numpy(dtype=bool)
-    return missing | np.asarray(nothing, dtype=bool)
+    unlabeled: NDArray[np.bool_] = missing | np.asarray(nothing, dtype=bool)
+    return unlabeled
 
 
 def _values(name: str, cells: pd.Series[Any], found: FoundKind) -> Floats:
