@@ -12,7 +12,8 @@ import torch
 
 from senn import html
 from senn._extras import importing
-from senn._validate import check, instance_of
+from senn._validate import check, instance_of, one_of
+from senn.data import split_groups
 from senn.errors import SennError
 from senn.training import Task, TrainConfig, train
 from senn.training.builders import build_model
@@ -23,7 +24,7 @@ from senn.training.train_config import RANGES
 
 with importing("senn.integrations.sklearn", "sklearn"):
     from sklearn.base import BaseEstimator
-    from sklearn.utils import check_random_state
+    from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
     from sklearn.utils.validation import check_is_fitted, validate_data
 
 Array = np.ndarray[Any, Any]
@@ -66,6 +67,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
     max_flops: int | None = None
     max_seconds: float | None = None
     validation_fraction: float | None = None
+    validation: str = "random"
     recipe: TrainConfig | None = None
     random_state: Any = None
     verbose: int = 0
@@ -88,8 +90,12 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
 
     # -- fitting
 
-    def _fit(self, X: Array, y: Array, weight: Array) -> Self:
+    def _fit(self, X: Array, y: Array, weight: Array, groups: Any = None) -> Self:
         recipe = self._recipe()
+        if groups is not None:
+            groups = column_or_1d(groups)
+            check_consistent_length(X, groups)
+            groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
         self.mean_, self.scale_ = mean_and_scale(X, weight)
         self._learn_targets(y, weight)
@@ -104,6 +110,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             recipe=recipe,
             callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
+            validation=self._held_out(y, groups, recipe),
         )
         self._online: IncrementalTrainer | None = None
         self.model_ = run.model
@@ -136,6 +143,22 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         self.architecture_ = self.model_.hidden
         self.n_iter_ = getattr(self, "n_iter_", 0) + 1
         return self
+
+    def _held_out(self, y: Array, groups: Array | None, recipe: TrainConfig) -> torch.Tensor | None:
+        """Choose validation rows by group, or the last ones; None where training draws them."""
+        check("validation", self.validation, one_of("random", "last"))
+        if groups is None and self.validation == "random":
+            return None
+        if groups is not None and self.validation == "last":
+            raise SennError("groups can't be combined with validation='last'")
+        fraction, rows = recipe.validation_fraction, np.empty(0, dtype=np.intp)
+        if groups is None:
+            rows = np.arange(len(y))[len(y) - round(fraction * len(y)) :]
+        elif fraction and len(np.unique(groups)) > 1:
+            classes = y if self._task == "classification" else None
+            rows = split_groups(groups, fraction, recipe.seed, classes)[1]
+        # As of rows that are drawn: so few tell nothing.
+        return torch.from_numpy(rows if len(rows) >= recipe.min_validation else rows[:0])
 
     def _recipe(self) -> TrainConfig:
         """Merge the parameters, where they aren't None, into the recipe."""

@@ -42,6 +42,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
         max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
+        validation: which rows are held out: `random`, or `last`, the last ones of `fit`, for rows in the order of time.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
@@ -76,13 +77,14 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
 
     _task: ClassVar[Task] = "classification"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Train a fresh network on some rows.
 
         Args:
             X: (rows, features) numbers.
             y: (rows,) labels.
             sample_weight: (rows,) non-negative; None for equal weights.
+            groups: (rows,) values; rows of one value stay together when rows are held out. None for no groups.
 
         Returns:
             This estimator.
@@ -91,7 +93,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
             SennError: a parameter is out of range, or all rows have weight zero.
         """
         X, y, weight = self._checked(X, y, sample_weight, reset=True)
-        return self._fit(X, y, weight)
+        return self._fit(X, y, weight, groups)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Go on training, and growing, the same network with one pass over more rows.
@@ -181,6 +183,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
         max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
+        validation: which rows are held out: `random`, or `last`, the last ones of `fit`, for rows in the order of time.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
@@ -211,13 +214,14 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
 
     _task: ClassVar[Task] = "regression"
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, groups: Any = None) -> Self:
         """Train a fresh network on some rows.
 
         Args:
             X: (rows, features) numbers.
             y: (rows,) or (rows, targets) numbers.
             sample_weight: (rows,) non-negative; None for equal weights.
+            groups: (rows,) values; rows of one value stay together when rows are held out. None for no groups.
 
         Returns:
             This estimator.
@@ -226,7 +230,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             SennError: a parameter is out of range, or all rows have weight zero.
         """
         X, y, weight = self._checked(X, y, sample_weight, reset=True)
-        return self._fit(X, y, weight)
+        return self._fit(X, y, weight, groups)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Go on training, and growing, the same network with one pass over more rows.
