@@ -203,8 +203,14 @@ def _folders(root: Path, parts: PartFolders, side: int | None) -> Collection:
             notes.append(
                 f"{folder.name!r} is left alone: it holds no images in folders of the classes"
             )
-    whole = replace(found, name=root.resolve().name, **read)
-    return replace(whole, left_out=tuple(left_out), notes=tuple(notes))
+    return replace(
+        found,
+        name=root.resolve().name,
+        validation=read.get("validation"),
+        test=read.get("test"),
+        left_out=tuple(left_out),
+        notes=tuple(notes),
+    )
 
 
 def _part(
