@@ -42,6 +42,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "ascent_step_size": (0.0, -1.0),
         "activation": ("nonsense", "", nn.ReLU),
         "initializer": (nn.ReLU(), DataDirections, "data"),
+        "max_columns": (0, 1.5),
     },
     "PricePolicy": {
         "kappa": (0.0, -1.0),
@@ -114,6 +115,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "round_to": (0, 1.5, None),
         "moves": ("width", ("hight",), None, 3),
         "candidate_config": (3, {}),
+        "round_config": (3, {}),
         "birth": ("loud", 1),
         "averaged": (AveragedModel(nn.Linear(2, 2)), None, ("model",)),
         "examples": (3, None),

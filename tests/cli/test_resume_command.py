@@ -51,7 +51,7 @@ def whole(tmp_path_factory):
 
 
 def arguments_of(argv):
-    parsed = vars(parser().parse_args(["fit", *argv]))
+    parsed = vars(parser()[0].parse_args(["fit", *argv]))
     return FitArguments.from_parsed(
         {name: value for name, value in parsed.items() if name != "command"}
     )

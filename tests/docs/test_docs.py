@@ -142,7 +142,7 @@ def test_commands_are_understood(page):
             line for line in block.splitlines() if line.startswith("senn ") and not lacking
         ]:
             _, *argv = shlex.split(line, comments=True)
-            assert parser().parse_args(argv).command == argv[0]
+            assert parser()[0].parse_args(argv).command == argv[0]
     skip_if(missing)
 
 

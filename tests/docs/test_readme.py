@@ -25,7 +25,7 @@ def test_python(code, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("senn ")])
 def test_commands_are_understood(line):
     _, *argv = shlex.split(line, comments=True)
-    assert parser().parse_args(argv).command == argv[0]
+    assert parser()[0].parse_args(argv).command == argv[0]
 
 
 def test_every_other_command_installs_this_checkout():

@@ -238,7 +238,7 @@ def _titles(sample: list[Line], width: int) -> int:
 
 
 def _gap_below_titles(sample: list[Line]) -> int:
-    """Return the first line after a gap, if all lines above it begin like titles and are shorter than rows."""
+    """Return the first line after a gap, if all above it begin like titles and are shorter."""
     rows = Counter(sum(map(bool, cells)) for _, cells in sample if any(cells))
     usual = rows.most_common(1)[0][0]
     above = 0
