@@ -182,8 +182,8 @@ def bomb(width, height):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (b"", "neither JPEG nor PNG"),
-        (b"GIF89a" + bytes(99), "neither JPEG nor PNG"),
+        (b"", "none of JPEG, PNG"),
+        (b"%PDF-1.7" + bytes(99), "none of JPEG, PNG"),
         (encoded(np.zeros((9, 9, 3), np.uint8))[:-30], "can't be decoded"),
         (encoded(np.zeros((99, 99, 3), np.uint8), "JPEG")[:-99], "truncated"),
         (bomb(5000, 4000), "5,000 x 4,000 pixels, over the limit of 16,777,216"),
@@ -216,7 +216,7 @@ PIXELS = np.zeros((6, 32, 32, 3), np.uint8)
         (
             [*map(encoded, PIXELS[:3]), b"no image", *map(encoded, PIXELS[:2])],
             [0] * 6,
-            "row 4 of .*train.* neither JPEG",
+            "row 4 of .*train.* none of JPEG",
         ),
         (
             [*map(encoded, PIXELS[:4]), None, encoded(PIXELS[0])],

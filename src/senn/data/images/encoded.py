@@ -25,6 +25,9 @@ from senn.data.images.image_arrays import (
 )
 from senn.errors import SennError
 
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats that are read: Pillow knows dozens, some by rarely tested code. Of several frames the first one counts."""
+
 MOST_PIXELS = 2**24
 """Pixels of one image, at most: a header of a few bytes can claim a picture of gigabytes."""
 
@@ -35,7 +38,7 @@ _AT_ONCE = 1000
 
 
 def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
-    """Decode a JPEG or PNG image, upright, with transparent parts on white.
+    """Decode an image of one of the `FORMATS`, upright, with transparent parts on white.
 
     Args:
         encoded: content of the image file.
@@ -57,13 +60,12 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
         raise
     except Exception as error:  # any error of the decoder on damaged bytes
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = "it is neither JPEG nor PNG" if unknown else in_short(error)
+        reason = f"it is none of {', '.join(FORMATS)}" if unknown else in_short(error)
         raise SennError(f"{where} can't be decoded as an image: {reason}") from error
 
 
 def _decoded(encoded: bytes, where: str, most_pixels: int) -> NDArray[np.uint8]:
-    # two formats only: Pillow reads dozens, some by rarely tested code
-    with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
         # before any pixel is decoded: the size is in the header
         if image.width * image.height > most_pixels:
             raise SennError(

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from senn.data.images.encoded import decode
+from senn.data.images.encoded import FORMATS, decode
 from senn.data.images.image_arrays import MOST_BYTES
 from senn.errors import SennError
 
@@ -182,10 +182,15 @@ def _stored_size(entry: Entry) -> tuple[int, int] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source, formats=("JPEG", "PNG")) as image:
+            with Image.open(source, formats=FORMATS) as image:
                 return image.size
     except Exception:  # any error of the decoder on a damaged file, which is named when it is read
         return None
+
+
+def is_foreign(name: str) -> bool:
+    """Return True for what systems leave in folders: hidden files, and what macOS adds to archives."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -202,8 +207,8 @@ def files_in(folder: Path) -> list[Path]:
         ) from error
 
     for place, folders, names in os.walk(folder, onerror=refuse):
-        # in place: `os.walk` then doesn't enter hidden folders
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        # in place: `os.walk` then doesn't enter these
+        folders[:] = [name for name in folders if not is_foreign(name)]
         paths = [Path(place, name) for name in names if not name.startswith(".")]
         found += [path for path in paths if path.is_file()]
     return sorted(found)
@@ -219,7 +224,7 @@ def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
         SennError: there aren't at least two sub-folders with files in them.
     """
     try:
-        inside = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+        inside = sorted(path for path in root.iterdir() if not is_foreign(path.name))
     except OSError as error:
         raise SennError(
             f"the folder {str(root)!r} can't be read: {error.strerror or error}"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from senn.data.images.folders import Entry, files_in
+from senn.data.images.folders import Entry, files_in, is_foreign
 from senn.errors import SennError
 
 _NAMES = {
@@ -14,8 +14,6 @@ _NAMES = {
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_FOREIGN = "__MACOSX"
-"""Folder that macOS adds to archives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +65,7 @@ def _folders(root: Path) -> list[Path]:
         raise SennError(
             f"the folder {str(root)!r} can't be read: {error.strerror or error}"
         ) from error
-    return [path for path in inside if not path.name.startswith(".") and path.name != _FOREIGN]
+    return [path for path in inside if not is_foreign(path.name)]
 
 
 def part_entries(folder: Path, classes: Sequence[str]) -> tuple[list[Entry], list[int]]:
