@@ -42,17 +42,19 @@ class TestInterruption:
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
 
-    def test_signals_to_a_process(self, tmp_path):
+    @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
+    def test_signals_to_a_process(self, tmp_path, number, times):
         argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "digits"), "--epochs", "5000"]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
             if line.startswith("step "):
                 break
-        process.send_signal(signal.SIGTERM)
-        assert any(line.startswith("training ended") for line in process.stdout)
-        process.send_signal(signal.SIGINT)  # an impatient user, while the network is being written
+        process.send_signal(number)
+        if times == 2:  # an impatient user, while the network is being written
+            assert any(line.startswith("training ended") for line in process.stdout)
+            process.send_signal(number)
         _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + signal.SIGTERM
+        assert process.returncode == 128 + number
         on = f"to resume: senn fit --resume {tmp_path / 'run'}"
         assert errors == f"senn: interrupted; the best network so far is saved; {on}\n"
         assert load(tmp_path / "run").hidden

@@ -24,10 +24,15 @@ TABLE = ["wine", "--epochs", "8", "--seed", "3"]
 TRIALS = {
     "table": (
         TABLE,
-        {"surgery": 1, "runs": 1, "atomic_files.py": 1, "training": 1},
+        {"surgery": 2, "scoring": 1, "kfac": 1, "runs": 1, "atomic_files.py": 1, "training": 1},
         1,
     ),
-    "images": (["IMAGES", "--epochs", "2"], {"runs": 1}, 0),
+    "natural gradient": (
+        [*TABLE, "--optimizer", "natural-gradient"],
+        {"surgery": 1, "training": 1},
+        0,
+    ),
+    "images": (["IMAGES", "--epochs", "2"], {"surgery": 1, "runs": 1}, 0),
 }
 """A run, how often it is killed at a random call of a function in each package, and how often at a random time."""
 
@@ -72,7 +77,7 @@ def content(run):
     return results, history, files, sorted(entry.name for entry in run.iterdir())
 
 
-def test_six_of_six_kills_cost_nothing(tmp_path, images):
+def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
     argv = {
         name: [str(images) if one == "IMAGES" else one for one in of]
         for name, (of, _, _) in TRIALS.items()
@@ -101,7 +106,7 @@ def test_six_of_six_kills_cost_nothing(tmp_path, images):
         whole = content(tmp_path / "whole" / str(number))
         assert any(record["event"] == "growth" for record in whole[1])
         expected += [whole] * (sum(packages.values()) + by_time)
-    assert len(trials) == 6
+    assert len(trials) == 12
     done = served(tmp_path / "cut", trials)
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
         assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (
@@ -109,7 +114,7 @@ def test_six_of_six_kills_cost_nothing(tmp_path, images):
             one,
         )
         assert content(tmp_path / "cut" / str(number)) == expected[number], (trial, one)
-    assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 3
+    assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 7
 
 
 def test_a_true_process_is_killed_and_goes_on(tmp_path, capsys):

@@ -327,4 +327,4 @@ def test_two_hundred_damaged_folders(tmp_path):
     for use, counts in found["counts"].items():
         assert set(counts) <= {"no harm", "refused", "its own answer"}
         assert counts["refused"] > 10, use
-        assert counts["no harm"] > 5
+        assert counts["no harm"] > 10

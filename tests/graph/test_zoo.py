@@ -94,8 +94,8 @@ def test_new_units_can_be_taken_back_or_pruned_again_and_old_ones_too(name: str)
     assert receipt.graph is not None
     some = [Prune(group.name, (0,)) for group in receipt.graph.groups if group.width > 2]
     receipt = transaction(model, some, receipt.graph, probe=inputs)
+    again = analyze(model, inputs)
     assert receipt.graph is not None
-    again = analyze(model, inputs, proven=receipt.graph)
     assert [group.width for group in again.groups] == [
         group.width for group in receipt.graph.groups
     ]
@@ -124,16 +124,8 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> None
     optimizer.step()
 
 
-# Which entry of a state goes where is a matter of the model, what a state holds one of the optimizer: so each model has
-# two of them in turn.
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        (name, kind)
-        for number, name in enumerate(ZOO)
-        for kind in (("adam", "muon"), ("sgd", "adamw"))[number % 2]
-    ],
-)
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "muon"])
+@pytest.mark.parametrize("name", ZOO)
 def test_optimizers_go_on(name: str, kind: str) -> None:
     model, inputs, graph = prepared(name)
     model.train()

@@ -112,8 +112,8 @@ def test_an_exception_in_any_function_of_a_round_leaves_nothing(observed: bool) 
         counted.grow(batches)
     assert len(calls.seen) > 60
     before = noted(found)
-    # the two cases share the functions out: what differs for batches observed before is where the session comes from
-    for code, number in list(calls.seen.items())[observed :: 4 if observed else 2]:
+    # what differs for batches observed before is where the session comes from: a third of the functions shows it
+    for code, number in list(calls.seen.items())[:: 3 if observed else 1]:
         with Calls(code, number), pytest.raises(Interruption):
             found.grow(batches)
         assert noted(found) == before, code.co_name
