@@ -316,8 +316,9 @@ def test_what_is_not_to_be_replaced(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
-def test_two_hundred_damaged_folders(tmp_path):
+def test_two_hundred_damaged_folders(tmp_path, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks" / "damaged_folders.py"
+    monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("damaged_folders", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
