@@ -17,12 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import (
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-    shape_wrapper,
-)
+from torch.utils.flop_counter import sdpa_backward_flop_count, shape_wrapper
+
+import senn.flops
 
 Shape = tuple[int, ...]
 aten = torch.ops.aten
@@ -73,10 +70,6 @@ def _qr(a: Shape, *rest: Any, **others: Any) -> int:
     return _matrices(a) * 4 * rows * columns**2
 
 
-def _attention(query: Shape, key: Shape, value: Shape, *rest: Any, **others: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))
-
-
 def _attention_backward(
     grad: Shape, query: Shape, key: Shape, value: Shape, *rest: Any, **others: Any
 ) -> int:
@@ -92,14 +85,13 @@ OURS: dict[Any, Callable[..., int]] = {
     aten.cholesky_solve: _cholesky_solve,
     aten._linalg_eigh: _eigh,
     aten.linalg_qr: _qr,
-    aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
 """Formulas that PyTorch lacks, of the sizes of the arguments: leading terms, multiplications and additions apart."""
 
 FORMULAS: dict[Any, Callable[..., int]] = {
     **{packet: shape_wrapper(formula) for packet, formula in OURS.items()},
-    **flop_registry,
+    **senn.flops.FORMULAS,
 }
 
 

@@ -29,11 +29,11 @@ def _attention(query: Any, key: Any, value: Any, *rest: Any, **others: Any) -> i
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
-# PyTorch has formulas for the attention of GPUs alone.
-_FORMULAS = {
+FORMULAS: dict[Any, Any] = {
     **flop_registry,
     _aten._scaled_dot_product_flash_attention_for_cpu: shape_wrapper(_attention),  # type: ignore[no-untyped-call]
 }
+"""Operations by their arguments' sizes, with attention on a CPU, for which PyTorch has no formula."""
 
 # Products that PyTorch has no formula for, and that can't be taken apart.
 _UNKNOWN = {
@@ -81,7 +81,7 @@ class _Counter(WatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         packet = getattr(func, "_overloadpacket", func)
-        formula = _FORMULAS.get(packet)
+        formula = FORMULAS.get(packet)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=out))
         elif packet in _UNKNOWN or getattr(func, "namespace", "") not in _KNOWN_NAMESPACES:

@@ -44,8 +44,9 @@ class PolicyDefaults:
 
 PRICE = PolicyDefaults(
     policy=PricePolicy(),
-    # With two rounds (0.02, 0.16), or 64 candidates in each, a run takes a quarter less time, and nets end .001 to .003
-    # lower on ten tables (benchmarks/table_sizes.py --tuning) and .003 on 12,000 rows of MNIST: they buy fewer units.
+    # With two rounds (0.02, 0.16) or 64 candidates in each, a run takes a quarter less time, and on ten tables nets
+    # ended .001 to .003 lower, with a standard error of .0014 (benchmarks/table_sizes.py --tuning --recipe): they buy
+    # fewer units.
     addition_rounds=DefaultRounds((0.005, 0.01, 0.02, 0.04, 0.08, 0.16)),
     pruning_rounds=DefaultRounds((0.4,)),
     candidates=CandidateConfig(),
