@@ -35,6 +35,7 @@ def home(tmp_path_factory):
     frame.drop(columns="b").to_csv(folder / "lacks.csv", index=False)
     frame.drop(columns="label").to_csv(folder / "unlabeled.csv", index=False)
     frame.assign(label="maybe").to_csv(folder / "strange.csv", index=False)
+    frame.assign(ward=np.arange(200) % 4).to_csv(folder / "wards.csv", index=False)
     frame.assign(patient="P1").to_csv(folder / "alone.csv", index=False)
     frame.assign(patient=frame.patient.where(frame.index >= 7)).to_csv(
         folder / "gaps.csv", index=False
@@ -99,6 +100,23 @@ def test_the_latest_rows_are_held_out(home, column):
     assert max(validation) < min(test)
 
 
+@pytest.mark.parametrize("fraction", [0.2, 0.11])
+def test_groups_and_time_together_hold_out_the_latest_rows_of_new_groups(home, fraction):
+    options = {"group": "patient", "time": "day", "test_fraction": fraction}
+    by_group = parts(home, "patient", **options)
+    fitted, validation, test = map(set, by_group)
+    assert not fitted & validation
+    assert not (fitted | validation) & test
+    days = [pd.to_datetime(part, format="%d.%m.%Y") for part in parts(home, "day", **options)]
+    assert max(days[0]) < min(days[1])
+    assert max(days[1]) < min(days[2])
+    # Only rows of a patient whose visits lie on both sides of a cut are left out, and told.
+    lost = 200 - sum(map(len, by_group))
+    notes = [note for note in prepared(home, **options).notes if "are left out" in note]
+    assert lost < 10
+    assert [note.split()[0] for note in notes] == ([str(lost)] if lost else [])
+
+
 def test_rows_without_a_group_stay_together(home):
     made = prepared(home, "gaps.csv", group="patient")
     assert "7 rows without a 'patient' are kept together as one group" in made.notes
@@ -116,7 +134,7 @@ def test_groups_that_a_test_file_shares_with_the_training_rows_are_told(home):
         ("all.csv", {"time": "Day"}, "no column 'Day' for --time"),
         ("all.csv", {"group": "label"}, "'label' is the target"),
         ("all.csv", {"time": "patient"}, "neither dates nor numbers"),
-        ("all.csv", {"group": "patient", "time": "day"}, "can't be combined"),
+        ("wards.csv", {"group": "ward", "time": "day"}, "would leave out 160 of 200 rows"),
         ("alone.csv", {"group": "patient"}, "a single value"),
         ("all.csv", {"test": "x.csv", "test_fraction": 0.5}, "--test-fraction can't be combined"),
     ],

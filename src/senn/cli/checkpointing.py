@@ -52,6 +52,8 @@ class FolderCheckpointer:
 
     def _found(self) -> Mapping[str, Any] | None:
         checkpoint, self.notes = self.folder.newest()
+        if checkpoint is None and self.folder.folds():
+            return None  # it was interrupted between two folds, which the run comes after
         if checkpoint is None:
             self.notes.append("there is no checkpoint to resume from: the run starts over")
             return None

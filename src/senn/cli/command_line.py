@@ -12,7 +12,7 @@ from pathlib import Path
 from senn.cli.argument_parser import SentenceParser
 from senn.cli.growth_options import add_growth_options, add_time_limit, positive_integer
 from senn.cli.help_texts import ABOUT, EXPERIMENTS
-from senn.cli.option_types import Once, column_kind, fraction, port, seed
+from senn.cli.option_types import Once, column_kind, fold_count, fraction, port, seed
 from senn.cli.reading_options import add_reading_options
 
 
@@ -110,6 +110,13 @@ def _add_data_options(command: argparse.ArgumentParser) -> None:
         action=Once,
         metavar="COL",
         help="hold out the latest rows by this column of dates or numbers, for the test and, before them, validation",
+    )
+    add(
+        "--cv",
+        type=fold_count,
+        metavar="K",
+        help="before the run, train K networks from scratch, each tested on another part of the rows (which follow "
+        "--group and --time), and print their scores",
     )
     add_reading_options(add)
 

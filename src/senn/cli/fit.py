@@ -14,6 +14,7 @@ import torch
 from senn.checkpoint import save
 from senn.cli import terminal
 from senn.cli.checkpointing import FolderCheckpointer
+from senn.cli.cross_validation import cross_validate
 from senn.cli.fit_arguments import FitArguments
 from senn.cli.fit_images import prepare_images
 from senn.cli.fit_results import run_results, test_record, versions
@@ -90,6 +91,11 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
             shared_state(communicator, None, arguments.resume or arguments.out or Path()),
         )
         with signals.between_steps():
+            if preparation.folds:
+                done = communicator.broadcast_object("cross-validate", None)
+                folds = cross_validate(preparation, done, communicator, signals)
+                if len(folds) < len(preparation.folds):
+                    return signals.code
             trained = preparation.train((), checkpointer)
         signals.ignore_further()
     return signals.code if trained.interrupted else 0
@@ -128,6 +134,10 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         say(preparation.line())
         for note in [*preparation.notes, *checkpointer.notes]:
             say(f"note: {note}")
+        folds = _folds(preparation, folder, signals, communicator, say)
+        if len(folds) < len(preparation.folds):
+            _tell_unfinished_folds(out, len(folds), len(preparation.folds))
+            return signals.code
         earlier = (checkpointer.state or {}).get("history", ())
         with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
             trained = _train(preparation, console, checkpointer, watch)
@@ -135,7 +145,7 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         signals.ignore_further()  # writing takes a moment only
         with _damage_in_one_sentence(checkpointer):
             scores = test_record(preparation, trained.model, signals)
-        results = run_results(preparation, trained, scores)
+        results = run_results(preparation, trained, scores, folds)
         # An interrupted run must not replace one that came to its end: its checkpoints stay beside it.
         written = not (trained.interrupted and folder.replaces_another)
         if written:
@@ -149,6 +159,40 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             outcome = "the best network so far is saved"
         print(f"senn: interrupted; {outcome}; to resume: senn fit --resume {out}", file=sys.stderr)
     return signals.code if trained.interrupted else 0
+
+
+def _folds(
+    preparation: Prepared,
+    folder: RunFolder,
+    signals: Signals,
+    communicator: Communicator,
+    say: LinePrinter,
+) -> list[Any]:
+    """Cross-validate if that is asked for; fewer folds than wanted if a signal came."""
+    if not preparation.folds:
+        return []
+    done: list[Any] = folder.folds()
+    communicator.broadcast_object("cross-validate", done)
+    if done:
+        say(f"{len(done)} of {len(preparation.folds)} folds are finished")
+
+    def keep(folds: Sequence[Any]) -> None:
+        done[:] = folds
+        with signals.deferred():
+            folder.save_folds(folds)
+
+    try:
+        with signals.between_steps():
+            return cross_validate(preparation, done, communicator, signals, keep=keep, say=say)
+    except KeyboardInterrupt:  # in a step or in a score that takes long
+        return done
+
+
+def _tell_unfinished_folds(out: Path, finished: int, count: int) -> None:
+    outcome = "nothing is kept"
+    if finished:
+        outcome = f"{finished} of {count} folds are kept; to resume: senn fit --resume {out}"
+    print(f"senn: interrupted; {outcome}", file=sys.stderr)
 
 
 def growth_figure(history: Sequence[Record], path: Path, start: Sequence[int]) -> None:

@@ -194,6 +194,19 @@ class ImagePreparation:
         return None if part is None else (_tensor(planes(part)), _tensor(part.labels))
 
     @property
+    def folds(self) -> tuple[()]:
+        """None: images aren't cross-validated."""
+        return ()
+
+    def fold(self, number: int) -> ImagePreparation:
+        """Refuse: there are no folds.
+
+        Args:
+            number: of the fold.
+        """
+        raise IndexError(number)
+
+    @property
     def clusters(self) -> None:
         """None: each image stands for itself."""
         return
@@ -287,7 +300,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     """
     refuse_options(
         options,
-        ("target", "column", "group", "time", "encoding", "decimal", "ascent_steps"),
+        ("target", "column", "group", "time", "cv", "encoding", "decimal", "ascent_steps"),
         "tables, and {data} holds images",
     )
     if options.task == "regression":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch import nn
 
 from senn import __version__
 from senn.atomic_files import plain
+from senn.cli.cross_validation import summary
 from senn.cli.prepared_data import Prepared
 from senn.cli.signals import Signals
+from senn.events.run_schema import FoldRecord
 from senn.training import TrainResult
 from senn.training.run_records import outcome
 
@@ -56,7 +59,10 @@ def test_record(preparation: Prepared, model: nn.Module, signals: Signals) -> di
 
 
 def run_results(
-    preparation: Prepared, trained: TrainResult, scores: dict[str, Any]
+    preparation: Prepared,
+    trained: TrainResult,
+    scores: dict[str, Any],
+    folds: Sequence[FoldRecord] = (),
 ) -> dict[str, Any]:
     """Return the content of results.json.
 
@@ -64,6 +70,7 @@ def run_results(
         preparation: the data.
         trained: the network, and how it came about.
         scores: content of `test_record`.
+        folds: records of a cross-validation; none without `--cv`.
     """
     recipe = preparation.recipe
     results = {
@@ -73,6 +80,7 @@ def run_results(
         "policy": repr(recipe.policy),
         **outcome(trained),
         **scores,
+        "cross_validation": summary(folds) if folds else None,
         "growth_events": sum(record["event"] == "growth" for record in trained.history),
         "data": preparation.summary(),
         "versions": versions(),

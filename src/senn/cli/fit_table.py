@@ -25,7 +25,7 @@ from senn.cli.prepared_data import (
     refuse_options,
 )
 from senn.cli.scorer import Scorer
-from senn.cli.table_parts import divide, read_test_table
+from senn.cli.table_parts import TableParts, divide, fold_parts, read_test_table
 from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.table_encoder import check_names, listed
@@ -47,7 +47,7 @@ class Preparation:
     """Hold a table as numbers; implements `Prepared`.
 
     Attributes:
-        table: the table as read.
+        source: the table as read.
         encoder: encoding, fitted on the training rows.
         x: (rows, features) float32 training rows.
         y: classes (rows,) int64, or standardized numbers (rows, 1) float32.
@@ -59,9 +59,10 @@ class Preparation:
         validation: (k,) long numbers of the training rows that are held out for validation; None where training draws
             them.
         remarks: on the rows, one sentence each.
+        folds: rows of each fold of a cross-validation.
     """
 
-    table: Table
+    source: _Source
     encoder: TableEncoder
     x: Tensor
     y: Tensor
@@ -72,11 +73,20 @@ class Preparation:
     clusters: NDArray[Any] | None = None
     validation: Tensor | None = None
     remarks: tuple[str, ...] = ()
+    folds: tuple[TableParts, ...] = ()
 
     @property
     def name(self) -> str:
         """Name of the table, from its file or data set."""
-        return self.table.name
+        return self.source.table.name
+
+    def fold(self, number: int) -> Preparation:
+        """Encode the rows of a fold by those that it trains on.
+
+        Args:
+            number: of the fold, from 0.
+        """
+        return self.source.encoded(self.folds[number], self.recipe, positive=self.scorer.positive)
 
     @property
     def task(self) -> Task:
@@ -170,7 +180,7 @@ class Preparation:
         kinds = {column.name: column.kind for column in self.encoder.columns}
         target = self.encoder.target
         return {
-            "name": self.table.name,
+            "name": self.name,
             "rows": len(self.x) + len(self.x_test),
             "train_rows": len(self.x),
             "test_rows": len(self.x_test),
@@ -206,66 +216,120 @@ def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> P
         SennError: naming the column, row or option that is wrong.
     """
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
-    # Categories are read as text, or the code "007" would become the number 7.
-    kinds = dict(options.column)
-    as_text = [name for name, kind in kinds.items() if kind == "category"]
-    table = read_table(
-        options.data, text=as_text, encoding=options.encoding, decimal=options.decimal
-    )
-    name = options.target or table.target
-    if name is None:
-        which = f"the column of {options.data!r} to predict isn't known; name it with --target"
-        raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
-    check_names(table.frame, name)
-    # A target has no kind: its task decides how it is read.
-    if name in kinds:
-        raise SennError(f"{name!r} is the target; use --task to say how it is read, not --column")
-    labels, unlabeled = labeled(table.frame, name, table.decimal)
-    table = replace(table, frame=labels, notes=[*table.notes, *unlabeled])
-    rows = len(table.frame)
-    if rows < FEWEST_ROWS:
-        raise SennError(
-            f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
-        )
-    target = Target.fit(name, table.frame[name], options.task, table.decimal)
-    recipe = _recipe(options)
-    test = read_test_table(options, name, as_text, table.decimal)
+    source = _Source.read(options)
+    table, target, recipe = source.table, source.target, _recipe(options)
+    test = read_test_table(options, target.name, source.as_text, table.decimal)
     parts = divide(options, table, target, test, recipe.validation_fraction)
-    used = {name, *kinds, *filter(None, (options.group, options.time))}
-    # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into them.
-    encoder = TableEncoder.fit(
-        parts.train,
-        target.scaled_to(parts.train[name]),
-        kinds=kinds,
-        left_out={**index_columns(parts.train, used), **parts.left_out},
-        decimal=table.decimal,
-        encoding=options.encoding,
-    )
-    x, y = _encoded(encoder, parts.train)
-    with _about(options.test):
-        x_test, y_test = _encoded(encoder, parts.test)
-    scorer = Scorer.of(encoder.target, y.numpy(), options.metric)
-    scorer.check(y.numpy())
-    recipe = replace(recipe, monitor=scorer.metric)
-    if parts.validation is not None and len(parts.validation) < recipe.min_validation:
-        parts = replace(parts, validation=parts.validation[:0])
-    validation = parts.validation
+    folds = fold_parts(options, table, target, recipe.validation_fraction)
+    made = source.encoded(parts, recipe, begun_with=begun_with)
     notes = remarks(
-        options, table, parts, encoder, train=(x, y), test=(x_test, y_test), recipe=recipe
+        options,
+        table,
+        replace(parts, validation=None if made.validation is None else made.validation.numpy()),
+        made.encoder,
+        train=(made.x, made.y),
+        test=(made.x_test, made.y_test),
+        recipe=made.recipe,
     )
-    return Preparation(
-        table=table,
-        encoder=encoder,
-        x=x,
-        y=y,
-        x_test=x_test,
-        y_test=y_test,
-        validation=None if validation is None else torch.from_numpy(validation),
-        remarks=(*table.notes, *notes),
-        scorer=scorer,
-        clusters=parts.clusters,
-        recipe=_checked(recipe, encoder, x.shape[1], begun_with),
-    )
+    return replace(made, remarks=(*table.notes, *notes), folds=folds)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Source:
+    """A table as read, of which the run and each fold encode other rows.
+
+    Attributes:
+        options: of the run.
+        table: the table, less rows without a target.
+        target: the column to predict, with the classes of all rows.
+        as_text: columns that are read as text.
+    """
+
+    options: FitOptions
+    table: Table
+    target: Target
+    as_text: list[str]
+
+    @classmethod
+    def read(cls, options: FitOptions) -> _Source:
+        # Categories are read as text, or the code "007" would become the number 7.
+        kinds = dict(options.column)
+        as_text = [name for name, kind in kinds.items() if kind == "category"]
+        table = read_table(
+            options.data, text=as_text, encoding=options.encoding, decimal=options.decimal
+        )
+        name = options.target or table.target
+        if name is None:
+            which = f"the column of {options.data!r} to predict isn't known; name it with --target"
+            raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
+        check_names(table.frame, name)
+        # A target has no kind: its task decides how it is read.
+        if name in kinds:
+            raise SennError(
+                f"{name!r} is the target; use --task to say how it is read, not --column"
+            )
+        labels, unlabeled = labeled(table.frame, name, table.decimal)
+        table = replace(table, frame=labels, notes=[*table.notes, *unlabeled])
+        rows = len(table.frame)
+        if rows < FEWEST_ROWS:
+            raise SennError(
+                f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
+            )
+        target = Target.fit(name, table.frame[name], options.task, table.decimal)
+        return cls(options=options, table=table, target=target, as_text=as_text)
+
+    def encoded(
+        self,
+        parts: TableParts,
+        recipe: TrainConfig,
+        *,
+        positive: int | None = None,
+        begun_with: tuple[int, ...] | None = None,
+    ) -> Preparation:
+        """Encode rows by the training rows among them.
+
+        Args:
+            parts: the rows, by what they are for.
+            recipe: training configuration, but for what is to be watched.
+            positive: number of the class of two that scores are about; None to choose it.
+            begun_with: as of `prepare`.
+        """
+        options, name = self.options, self.target.name
+        kinds = dict(options.column)
+        used = {name, *kinds, *filter(None, (options.group, options.time))}
+        # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into
+        # them.
+        encoder = TableEncoder.fit(
+            parts.train,
+            self.target.scaled_to(parts.train[name]),
+            kinds=kinds,
+            left_out={**index_columns(parts.train, used), **parts.left_out},
+            decimal=self.table.decimal,
+            encoding=options.encoding,
+        )
+        x, y = _encoded(encoder, parts.train)
+        with _about(options.test):
+            x_test, y_test = _encoded(encoder, parts.test)
+        scorer = Scorer.of(encoder.target, y.numpy(), options.metric)
+        if positive is not None:
+            scorer = Scorer.with_positive(encoder.target, positive, options.metric)
+        scorer.check(y.numpy())
+        recipe = replace(recipe, monitor=scorer.metric)
+        validation = parts.validation
+        if validation is not None and len(validation) < recipe.min_validation:
+            validation = validation[:0]
+        return Preparation(
+            source=self,
+            encoder=encoder,
+            x=x,
+            y=y,
+            x_test=x_test,
+            y_test=y_test,
+            validation=None if validation is None else torch.from_numpy(validation),
+            scorer=scorer,
+            clusters=parts.clusters,
+            recipe=_checked(recipe, encoder, x.shape[1], begun_with),
+        )
 
 
 def _encoded(encoder: TableEncoder, frame: pd.DataFrame) -> tuple[Tensor, Tensor]:
@@ -287,7 +351,11 @@ def _about(path: str | None) -> Iterator[None]:
 
 def _recipe(options: FitOptions) -> TrainConfig:
     """Build the recipe of defaults and options."""
-    return TrainConfig(policy=chosen_policy(options), frontier=True, **recipe_fields(options))
+    fields = recipe_fields(options)
+    if options.cv is not None and options.max_seconds is not None:
+        # The user's limit is one of the command's: folds and run share it.
+        fields["max_seconds"] = options.max_seconds / (options.cv + 1)
+    return TrainConfig(policy=chosen_policy(options), frontier=True, **fields)
 
 
 def _checked(

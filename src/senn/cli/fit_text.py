@@ -11,7 +11,7 @@ from rich.console import Console
 from senn._text import printable
 from senn.checkpoint import DESCRIPTION, WEIGHTS
 from senn.cli.prepared_data import Prepared
-from senn.cli.score_lines import score_table, tested
+from senn.cli.score_lines import fold_table, score_table, tested
 from senn.events import Frontier
 from senn.runs import FIGURE, HISTORY, RESULTS
 from senn.training.progress import widths
@@ -43,6 +43,8 @@ def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_j
     if as_json:
         print(json.dumps({"out": str(out), **results}, ensure_ascii=False))
         return
+    for line in fold_table(results.get("cross_validation")):
+        say(line)
     if results["test"]:
         for line in score_table(results, tested(results["data"])):
             say(line)
@@ -93,6 +95,12 @@ def show_plan(say: LinePrinter, preparation: Prepared, *, as_json: bool) -> None
         f"{preparation.task}, {plan['optimizer']}, {plan['policy']}: at most {plan['epochs']} epochs "
         f"({plan['steps']:,} steps), growing until step {plan['growth_until_step']:,} at the latest"
     )
+    if preparation.folds:
+        sizes = [len(part.test) for part in preparation.folds]
+        say(
+            f"before the run, {len(sizes)} networks are trained from scratch, each tested on another {min(sizes):,} to "
+            f"{max(sizes):,} rows (--cv)"
+        )
     # Units of different convolutions have different numbers of parameters; the plan has the largest.
     up_to = "up to " if about.get("kind") == "images" else ""
     unit = f"{up_to}{plan['parameters_per_unit']:,} parameters"

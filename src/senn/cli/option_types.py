@@ -46,6 +46,13 @@ def seed(text: str) -> int:
     return int(text)
 
 
+def fold_count(text: str) -> int:
+    """Read a number of folds."""
+    if not text.strip().isdigit() or not 2 <= int(text) < 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of folds, from 2 to 999")
+    return int(text)
+
+
 def fraction(text: str) -> float:
     """Read a share between 0 and 1."""
     try:

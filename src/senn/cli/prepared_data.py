@@ -89,6 +89,17 @@ class Prepared(Protocol):
     def clusters(self) -> NDArray[Any] | None:
         """Numbers of the test rows that belong together, (rows,); None where each stands for itself."""
 
+    @property
+    def folds(self) -> Sequence[Any]:
+        """Parts of a cross-validation; none without `--cv`."""
+
+    def fold(self, number: int) -> Prepared:
+        """Prepare one of these parts.
+
+        Args:
+            number: of the fold, from 0.
+        """
+
     def test_outputs(self, model: nn.Module) -> NDArray[Any]:
         """Compute a network's outputs for the test part, (rows, outputs)."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 CONSTANT, LINEAR = "constant", "linear"
@@ -33,19 +33,58 @@ def score_table(record: Mapping[str, Any], rows: str) -> list[str]:
     if not test:
         return [f"test ({rows}): not scored"]
     intervals, baselines = record.get("intervals") or {}, record.get("baselines") or {}
-    heads = {
-        CONSTANT: "majority guess" if "accuracy" in test else "mean guess",
-        LINEAR: "linear model",
-    }
-    names = [name for name in heads if name in baselines]
+    titles = heads(test)
+    names = [name for name in titles if name in baselines]
     head = [f"test ({rows})", "network", *(["95 % interval"] if intervals else [])]
-    table = [[*head, *(heads[name] for name in names)]]
+    table = [[*head, *(titles[name] for name in names)]]
     for name, value in test.items():
         line = [_title(name, record), _number(value)]
         if intervals:
             line.append(_interval(intervals.get(name)))
         table.append([*line, *(_number(baselines[other].get(name)) for other in names)])
     return _aligned(table)
+
+
+def scores_in_short(test: Mapping[str, Any]) -> str:
+    """Format the first two scores, for a line."""
+    return ", ".join(f"{name} {_number(value)}" for name, value in list(test.items())[:2])
+
+
+def fold_table(record: Mapping[str, Any] | None) -> list[str]:
+    """Format the scores of a cross-validation, a line for each fold, with means and baselines below.
+
+    Args:
+        record: `cross_validation` of `results.json`; None for none.
+    """
+    if not record:
+        return []
+    folds, mean = record["folds"], record["mean"]
+    names = [name for name in mean if name != "parameters"]
+    table = [["cross-validation", "test rows", *names, "parameters", "hidden layers"]]
+    for number, fold in enumerate(folds, 1):
+        scores = [_number(fold["test"].get(name)) for name in names]
+        layers = "-".join(map(str, fold["architecture"])) or "none"
+        table.append(
+            [f"fold {number}", f"{fold['test_rows']:,}", *scores, f"{fold['parameters']:,}", layers]
+        )
+    for title, figures in (("mean", mean), ("standard deviation", record["spread"])):
+        scores = [_number(figures.get(name)) for name in names]
+        size = figures.get("parameters")
+        table.append([title, "", *scores, "-" if size is None else f"{size:,.0f}", ""])
+    for name, title in heads(names).items():
+        if figures := record["baselines"].get(name):
+            table.append(
+                [f"{title}, mean", "", *(_number(figures.get(one)) for one in names), "", ""]
+            )
+    return _aligned(table)
+
+
+def heads(scores: Collection[str]) -> dict[str, str]:
+    """Return what baselines are called beside scores of these names."""
+    return {
+        CONSTANT: "majority guess" if "accuracy" in scores else "mean guess",
+        LINEAR: "linear model",
+    }
 
 
 def _title(name: str, record: Mapping[str, Any]) -> str:

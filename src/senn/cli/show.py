@@ -7,7 +7,7 @@ from json import dumps
 from pathlib import Path
 from typing import Any
 
-from senn.cli.score_lines import confusion_lines, score_table, tested
+from senn.cli.score_lines import confusion_lines, fold_table, score_table, tested
 from senn.runs import SavedRun, read
 
 
@@ -80,6 +80,7 @@ def _lines(results: dict[str, Any]) -> list[str]:
     choices = f"seed {results['seed']}, {results['optimizer']}, {results['policy']}"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",
+        *fold_table(results.get("cross_validation")),
         # No scores: a signal came, and there was no time left for the test.
         *score_table(results, tested(data)),
         *confusion_lines(results.get("confusion"), data.get("classes") or ()),

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from senn.cli.prepared_data import refuse_fraction
-from senn.data import Table, Target, read_table, split, split_groups, split_last
-from senn.data.tabular.cells import is_missing, kind_of, numbers, style_of, texts
-from senn.data.tabular.date_column import date_form, dates
+from senn.cli.prepared_data import FEWEST_ROWS, refuse_fraction
+from senn.cli.row_keys import RowKeys, row_groups
+from senn.data import Table, Target, read_table, split
+from senn.data.split import folds, folds_in_time
 from senn.data.tabular.number_style import Mark
-from senn.data.tabular.table_encoder import check_names, has_columns, listed
+from senn.data.tabular.table_encoder import check_names, listed
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
@@ -95,158 +95,177 @@ def divide(
     Raises:
         SennError: a column of `--group` or `--time` isn't there or can't be used, or a part would have no rows.
     """
-    frame, column = table.frame, options.group or options.time
-    if options.group and options.time:
-        raise SennError("--group and --time can't be combined: each says how rows are held out")
-    if column is not None:
-        option = "--group" if options.group else "--time"
-        if column not in frame.columns:
-            raise SennError(
-                f"there is no column {column!r} for {option}; {has_columns(column, frame.columns)}"
-            )
-        if column == target.name:
-            raise SennError(f"{column!r} is the target, which {option} can't hold rows out by")
-    if options.group:
-        return _by_group(options, frame, target, test, validation_fraction)
-    if options.time:
-        return _by_time(options, frame, test, validation_fraction)
-    if test is not None:
-        return TableParts(train=frame, test=test)
-    # Classes are held out in proportion, so that a rare one is in both parts.
-    train, held_out = split(
-        len(frame), options.test_fraction, options.seed, _classes(target, frame)
-    )
-    return TableParts(train=frame.iloc[train], test=frame.iloc[held_out])
-
-
-def _classes(target: Target, frame: pd.DataFrame) -> NDArray[Any] | None:
-    return target.encode(frame[target.name]) if target.task == "classification" else None
-
-
-def _by_group(
-    options: FitOptions,
-    frame: pd.DataFrame,
-    target: Target,
-    test: pd.DataFrame | None,
-    validation_fraction: float,
-) -> TableParts:
-    name = str(options.group)
-    groups, notes = _groups(name, frame)
-    train = np.arange(len(frame), dtype=np.intp)
+    divider = _Divider.of(options, table.frame, target, validation_fraction)
     if test is None:
-        if len(np.unique(groups)) < 2:
-            raise SennError(
-                f"column {name!r} of --group has a single value, so no group can be held out"
-            )
-        train, held_out = split_groups(
-            groups, options.test_fraction, options.seed, _classes(target, frame)
-        )
-        test = frame.iloc[held_out]
-    elif name in test.columns:
-        shared = np.isin(_groups(name, test)[0], groups).mean()
-        if shared:
-            notes.append(
-                f"{shared:.0%} of the test rows have a {name!r} that is also among the training rows"
-            )
-    validation = np.empty(0, dtype=np.intp)
-    inside = groups[train]
-    kept = frame.iloc[train]
-    if len(np.unique(inside)) > 1 and validation_fraction:
-        _, validation = split_groups(
-            inside, validation_fraction, options.seed, _classes(target, kept)
-        )
-    clusters = None
-    if name in test.columns:
-        clusters = np.unique(_groups(name, test)[0], return_inverse=True)[1]
-    return TableParts(
-        train=kept,
-        test=test,
-        validation=validation,
-        left_out={name: "keeps its rows together (--group) and is no feature"},
-        clusters=clusters,
-        notes=tuple(notes),
-    )
+        return divider.parts(*divider.hold_out())
+    return divider.with_test(test)
 
 
-def _groups(name: str, frame: pd.DataFrame) -> tuple[NDArray[Any], list[str]]:
-    """Read the group of each row, and what there is to say about them."""
-    cells = frame[name]
-    missing = is_missing(cells)
-    # Rows without a value may be of one and the same group, so they are kept together.
-    groups = np.asarray(
-        [
-            "" if gone else f"={cell.strip()}"
-            for cell, gone in zip(texts(cells), missing, strict=True)
-        ]
-    )
-    count = int(missing.sum())
-    notes = [f"{count:,} rows without a {name!r} are kept together as one group"] if count else []
-    return groups, notes
-
-
-def _by_time(
-    options: FitOptions, frame: pd.DataFrame, test: pd.DataFrame | None, validation_fraction: float
-) -> TableParts:
-    name = str(options.time)
-    times = row_times(name, frame[name], dict(options.column).get(name))
-    train = np.arange(len(frame), dtype=np.intp)
-    clusters = None
-    if test is None:
-        if len(np.unique(times)) < 2:
-            raise SennError(
-                f"column {name!r} of --time has a single value, so no rows are the latest"
-            )
-        train, held_out = split_last(times, options.test_fraction)
-        test, clusters = frame.iloc[held_out], blocks(times[held_out])
-    validation = np.empty(0, dtype=np.intp)
-    if len(np.unique(times[train])) > 1 and validation_fraction:
-        _, validation = split_last(times[train], validation_fraction)
-    return TableParts(train=frame.iloc[train], test=test, validation=validation, clusters=clusters)
-
-
-def blocks(times: NDArray[Any]) -> RowNumbers:
-    """Number blocks of neighboring times, the root of the rows in each: neighbors are no independent draws.
+def fold_parts(
+    options: FitOptions, table: Table, target: Target, validation_fraction: float
+) -> tuple[TableParts, ...]:
+    """Divide a table for cross-validation: for each fold the rows to train on, to validate on and to test on.
 
     Args:
-        times: (rows,) numbers or time stamps.
+        options: of the run.
+        table: the table as read.
+        target: column to predict.
+        validation_fraction: share of the training rows that are held out for validation by groups or by time.
 
     Returns:
-        (rows,) numbers of the blocks, from 0.
-    """
-    rank = np.empty(len(times), dtype=np.intp)
-    rank[np.argsort(times, kind="stable")] = np.arange(len(times))
-    found: RowNumbers = rank // max(1, round(len(times) ** 0.5))
-    return found
-
-
-def row_times(name: str, cells: pd.Series[Any], kind: str | None = None) -> NDArray[Any]:
-    """Read a column of dates or numbers as times that can be compared.
-
-    Args:
-        name: of the column.
-        cells: its cells.
-        kind: kind of the column if the user has set it; None to infer it.
-
-    Returns:
-        (rows,) numbers or time stamps.
+        A part for each fold; none without `--cv`.
 
     Raises:
-        SennError: it holds anything else, or a cell is empty.
+        SennError: there are too few rows, groups or times.
     """
-    missing = is_missing(cells)
-    if missing.any():
-        row = cells.index[int(np.flatnonzero(missing)[0])]
+    if options.cv is None:
+        return ()
+    if options.test is not None:
         raise SennError(
-            f"column {name!r} of --time is empty in {int(missing.sum()):,} of {len(cells):,} rows, the first being row "
-            f"{row}; every row needs its time"
+            "--cv can't be combined with --test: it scores on each part of DATA in turn"
         )
-    kind = kind if kind in ("number", "date") else kind_of(name, cells).kind
-    if kind == "number":
-        return numbers(name, cells, style_of(name, cells, None)[0])
-    if kind != "date":
-        raise SennError(
-            f"column {name!r} of --time holds neither dates nor numbers (row {cells.index[0]}: {cells.iloc[0]!r})"
+    divider = _Divider.of(options, table.frame, target, validation_fraction)
+    return tuple(divider.parts(*pair) for pair in divider.folds(options.cv))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Divider:
+    """Divides one table.
+
+    Attributes:
+        options: of the run.
+        frame: the table.
+        keys: groups and times of its rows.
+        classes: (rows,) numbers of their classes; None for numbers.
+        fraction: share of the training rows that are held out for validation by groups or by time.
+    """
+
+    options: FitOptions
+    frame: pd.DataFrame
+    keys: RowKeys
+    classes: NDArray[Any] | None
+    fraction: float
+
+    @classmethod
+    def of(
+        cls, options: FitOptions, frame: pd.DataFrame, target: Target, fraction: float
+    ) -> _Divider:
+        keys = RowKeys.of(options, frame, target.name)
+        is_class = target.task == "classification"
+        classes = target.encode(frame[target.name]) if is_class else None
+        return cls(options=options, frame=frame, keys=keys, classes=classes, fraction=fraction)
+
+    def hold_out(self) -> tuple[RowNumbers, RowNumbers]:
+        """Choose rows to train on and to test on."""
+        options = self.options
+        if not self.keys.is_given:
+            # Classes are held out in proportion, so that a rare one is in both parts.
+            return split(len(self.frame), options.test_fraction, options.seed, self.classes)
+        if not self.keys.is_divisible:
+            by_time = self.keys.times is not None
+            column, option = (options.time, "--time") if by_time else (options.group, "--group")
+            what = "no rows are the latest" if by_time else "no group can be held out"
+            raise SennError(f"column {column!r} of {option} has a single value, so {what}")
+        return self.keys.hold_out(options.test_fraction, options.seed, self.classes)
+
+    def folds(self, count: int) -> list[tuple[RowNumbers, RowNumbers]]:
+        """Choose rows to train on and to test on for each fold."""
+        rows, keys = len(self.frame), self.keys
+        if rows < 2 * count:
+            raise SennError(
+                f"--cv {count} needs at least {2 * count:,} rows, two for each fold, and there are {rows:,}"
+            )
+        if keys.times is not None:
+            self._need(self.options.time, "--time", keys.times, count + 1)
+            pairs = folds_in_time(keys.times, count)
+        else:
+            if keys.groups is not None:
+                self._need(self.options.group, "--group", keys.groups, count)
+            parts = folds(rows, count, self.options.seed, self.classes, keys.groups)
+            pairs = [(np.setdiff1d(np.arange(rows), part), part) for part in parts]
+        least = min(len(train) for train, _ in pairs)
+        if least < FEWEST_ROWS:
+            raise SennError(
+                f"--cv {count} would leave {least:,} row{'s' * (least != 1)} to train on in a fold; at least "
+                f"{FEWEST_ROWS} are needed"
+            )
+        return pairs
+
+    def _need(self, column: str | None, option: str, keys: NDArray[Any], least: int) -> None:
+        if (found := len(np.unique(keys))) < least:
+            raise SennError(
+                f"--cv {self.options.cv} needs at least {least:,} different values of column {column!r} of {option}, "
+                f"and there {'is' if found == 1 else 'are'} {found:,}"
+            )
+
+    def parts(self, train: RowNumbers, held_out: RowNumbers) -> TableParts:
+        """Return the parts of rows to train on and to test on, less those whose group is on both sides."""
+        rows = len(train) + len(held_out)
+        train, validation = self._validation(self.keys.parted(train, held_out))
+        notes = [*self.keys.notes, *self._left_out(rows - len(train) - len(held_out), rows)]
+        return TableParts(
+            train=self.frame.iloc[train],
+            test=self.frame.iloc[held_out],
+            validation=validation,
+            left_out=self._no_features,
+            clusters=self.keys.clusters(held_out),
+            notes=tuple(notes),
         )
-    form, _ = date_form(name, cells)
-    times: NDArray[Any] = dates(name, cells, form).dt.tz_localize(None).to_numpy()
-    return times
+
+    def with_test(self, test: pd.DataFrame) -> TableParts:
+        """Return the parts where the rows to test on are given."""
+        train, validation = self._validation(np.arange(len(self.frame), dtype=np.intp))
+        notes, name, clusters = list(self.keys.notes), self.options.group, None
+        if self.keys.groups is not None and name in test.columns:
+            groups = row_groups(name, test)[0]
+            clusters = np.unique(groups, return_inverse=True)[1]
+            if shared := np.isin(groups, self.keys.groups).mean():
+                notes.append(
+                    f"{shared:.0%} of the test rows have a {name!r} that is also among the training rows"
+                )
+        rows = len(self.frame)
+        notes += self._left_out(rows - len(train), rows)
+        return TableParts(
+            train=self.frame.iloc[train],
+            test=test,
+            validation=validation,
+            left_out=self._no_features,
+            clusters=clusters,
+            notes=tuple(notes),
+        )
+
+    def _validation(self, train: RowNumbers) -> tuple[RowNumbers, RowNumbers | None]:
+        """Return the rows to train on, those for validation included, and the positions of these among them."""
+        if not self.keys.is_given:
+            return train, None
+        keys = self.keys.take(train)
+        if not keys.is_divisible or not self.fraction:
+            return train, np.empty(0, dtype=np.intp)
+        classes = None if self.classes is None else self.classes[train]
+        fitted, validation = keys.hold_out(self.fraction, self.options.seed, classes)
+        kept = np.sort(np.concatenate([keys.parted(fitted, validation), validation]))
+        return train[kept], np.searchsorted(kept, validation)
+
+    def _left_out(self, lost: int, rows: int) -> list[str]:
+        """Say how many rows are left out so that no group has rows on both sides.
+
+        Raises:
+            SennError: they are most of the rows.
+        """
+        group, time = self.options.group, self.options.time
+        if 2 * lost > rows:
+            raise SennError(
+                f"--group {group!r} and --time {time!r} together would leave out {lost:,} of {rows:,} rows: those of a "
+                f"{group!r} that also has rows among the latest; use one of the two"
+            )
+        if not lost:
+            return []
+        return [
+            f"{lost:,} earlier rows are left out, since their {group!r} also has rows among the latest, which are held "
+            "out"
+        ]
+
+    @property
+    def _no_features(self) -> dict[str, str]:
+        name = self.options.group
+        return {} if name is None else {name: "keeps its rows together (--group) and is no feature"}

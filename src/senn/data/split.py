@@ -1,7 +1,8 @@
-"""Rows held out for a test or for validation: drawn by seed, every class in proportion, in groups, or the last."""
+"""Rows held out for a test or for validation: drawn with classes in proportion, in groups, the last, in folds."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -172,6 +173,111 @@ def split_last(times: NDArray[Any], fraction: float = 0.2) -> tuple[RowNumbers, 
     first = int(np.abs(later[1:] - fraction * len(times)).argmin()) + 1
     is_late = times >= values[first]
     return np.flatnonzero(~is_late), np.flatnonzero(is_late)
+
+
+def folds(
+    rows: int,
+    count: int,
+    seed: int = 0,
+    classes: NDArray[Any] | None = None,
+    groups: NDArray[Any] | None = None,
+) -> list[RowNumbers]:
+    """Divide rows into folds, of which each is the test rows of one training on all others.
+
+    Args:
+        rows: how many there are.
+        count: number of folds.
+        seed: decides which row is in which.
+        classes: (rows,) labels that every fold has in about the same proportion; the row of a class that has no other
+            is in no fold, since it could never be learned.
+        groups: (rows,) value of each row; equal values are in one fold. None where each row stands for itself.
+
+    Returns:
+        Row numbers of each fold, in ascending order.
+
+    Raises:
+        SennError: there are fewer rows or groups than folds.
+
+    >>> [fold.tolist() for fold in folds(6, 3, classes=np.array(["a", "a", "a", "b", "b", "b"]))]
+    [[2, 3], [0, 5], [1, 4]]
+    """
+    generator = np.random.default_rng(seed)
+    codes = np.zeros(rows, np.intp)
+    if classes is not None:
+        codes = np.unique(classes, return_inverse=True)[1]
+    if groups is not None:
+        fold = _folds_of_groups(groups, codes, count, generator)
+    else:
+        if rows < count:
+            raise SennError(f"{rows:,} rows can't be divided into {count:,} folds")
+        # Dealt like cards, class by class: folds and the shares of classes differ by a row at most.
+        order = generator.permutation(rows)
+        order = order[np.argsort(codes[order], kind="stable")]
+        fold = np.empty(rows, np.intp)
+        fold[order] = np.arange(rows) % count
+        if classes is not None:
+            fold[np.bincount(codes)[codes] == 1] = count
+    return [np.flatnonzero(fold == at) for at in range(count)]
+
+
+def _folds_of_groups(
+    groups: NDArray[Any], codes: NDArray[Any], count: int, generator: np.random.Generator
+) -> RowNumbers:
+    """Return the fold of each row: the largest groups first, each into the fold that has least of its classes."""
+    _, group = np.unique(groups, return_inverse=True)
+    number, width = int(group.max()) + 1, int(codes.max()) + 1
+    if number < count:
+        raise SennError(f"{number:,} groups can't be divided into {count:,} folds")
+    table = np.bincount(group * width + codes, minlength=number * width).reshape(number, width)
+    # In shares of each class, so that a rare one counts as much as a frequent one.
+    shares = table / table.sum(axis=0)
+    order = generator.permutation(number)
+    held, rows, fold = np.zeros((count, width)), np.zeros(count), np.empty(number, np.intp)
+    for one in order[np.argsort(-table[order].sum(axis=1), kind="stable")]:
+        # By how much the sum of squares over the folds would rise, which is least where all folds are alike; of equals
+        # the fold with the fewest rows, so that none stays empty.
+        rise = (shares[one] * (2 * held + shares[one])).sum(axis=1)
+        at = int(np.lexsort((rows, rise))[0])
+        fold[one] = at
+        held[at] += shares[one]
+        rows[at] += table[one].sum()
+    return fold[group]
+
+
+def folds_in_time(times: NDArray[Any], count: int) -> list[tuple[RowNumbers, RowNumbers]]:
+    """Divide rows into folds that each are later than the rows to train on (forward chaining).
+
+    Args:
+        times: (rows,) numbers or time stamps, none of them missing.
+        count: number of folds.
+
+    Returns:
+        For each fold, row numbers for training, which are all earlier ones, and for the test, each in ascending order.
+
+    Raises:
+        SennError: there are fewer times than folds and a first part to train on.
+
+    >>> [(train.tolist(), test.tolist()) for train, test in folds_in_time(np.array([30, 10, 20]), 2)]
+    [([1], [2]), ([1, 2], [0])]
+    """
+    values, codes = np.unique(times, return_inverse=True)
+    if len(values) <= count:
+        raise SennError(
+            f"{len(values):,} different times can't be divided into {count:,} folds and a first part to train on"
+        )
+    earlier = np.cumsum(np.bincount(codes))
+    cuts = [0]
+    for at in range(1, count + 1):
+        # The times whose end lies nearest to this share of the rows, with at least one left for each part to come.
+        wanted = at * len(times) / (count + 1)
+        least, most = cuts[-1] + 1, len(values) - (count + 1 - at)
+        ends = earlier[least - 1 : most]
+        cuts.append(least + int(np.abs(ends - wanted).argmin()))
+    cuts = [*cuts[1:], len(values)]
+    return [
+        (np.flatnonzero(codes < first), np.flatnonzero((codes >= first) & (codes < last)))
+        for first, last in itertools.pairwise(cuts)
+    ]
 
 
 def _rows_by_class(classes: NDArray[Any]) -> list[RowNumbers]:

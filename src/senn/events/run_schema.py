@@ -182,6 +182,28 @@ class FileDigest(TypedDict):
     sha256: str
 
 
+class FoldRecord(TypedDict):
+    """What came of one fold of a cross-validation."""
+
+    train_rows: int
+    test_rows: int
+    test: dict[str, Figure]
+    baselines: dict[str, dict[str, Figure]]
+    architecture: list[int]
+    parameters: int
+    best_epoch: int
+    seconds: float
+
+
+class CrossValidation(TypedDict):
+    """Scores of all folds, with their means and their standard deviations over the folds."""
+
+    folds: list[FoldRecord]
+    mean: dict[str, Figure]
+    spread: dict[str, Figure]
+    baselines: dict[str, dict[str, Figure]]
+
+
 class Results(TypedDict):
     """Content of `results.json`."""
 
@@ -200,6 +222,7 @@ class Results(TypedDict):
     intervals: NotRequired[dict[str, tuple[Figure, Figure] | None] | None]
     baselines: NotRequired[dict[str, dict[str, Figure]] | None]
     confusion: NotRequired[list[list[int]] | None]
+    cross_validation: NotRequired[CrossValidation | None]
     metric: NotRequired[str | None]
     positive: NotRequired[str | int | float | bool | None]
     validation: dict[str, Figure]
@@ -221,6 +244,19 @@ def check_results(results: object, what: str) -> None:
         SennError: a field is missing, or isn't what it should be.
     """
     check_value(Results, results, what)
+
+
+def check_folds(folds: object, what: str) -> None:
+    """Check the records of a cross-validation's folds, field by field.
+
+    Args:
+        folds: the records.
+        what: subject of the error's sentence.
+
+    Raises:
+        SennError: a field is missing, or isn't what it should be.
+    """
+    check_value(list[FoldRecord], folds, what)
 
 
 def check_record(record: object, what: str) -> None:

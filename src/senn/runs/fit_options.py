@@ -23,6 +23,7 @@ class FitOptions:
         test: path of a table or a folder of images that the network is scored on, in place of held-out rows.
         group: column whose rows of one value stay together in training, validation and test.
         time: column by which the latest rows are held out for the test, and before them for validation.
+        cv: number of folds on which the recipe is scored before the run; None for no cross-validation.
         metric: name of a scorer of scikit-learn's that chooses the epoch that is kept, and is among the test scores.
         encoding: character encoding of the table's text.
         decimal: decimal mark of the table's numbers.
@@ -52,6 +53,7 @@ class FitOptions:
     test: str | None = None
     group: str | None = None
     time: str | None = None
+    cv: int | None = None
     metric: str | None = None
     encoding: str | None = None
     decimal: Literal[".", ","] | None = None
@@ -153,7 +155,16 @@ DEFAULTS: Mapping[str, Any] = {
 }
 """Default of each option, as in the records of `FitOptions.to_dict`."""
 
-_WHOLE = ("image_size", "max_params", "max_flops", "epochs", "seed", "threads", "ascent_steps")
+_WHOLE = (
+    "image_size",
+    "max_params",
+    "max_flops",
+    "epochs",
+    "seed",
+    "threads",
+    "ascent_steps",
+    "cv",
+)
 _REAL = ("max_seconds", "test_fraction", "kappa", "tau", "alpha", "prune_fraction")
 
 

@@ -17,6 +17,7 @@ from senn import atomic_files
 from senn.errors import SennError
 from senn.runs.saved_run import (
     FIGURE,
+    FOLDS,
     FORMAT,
     HISTORY,
     MOST_WEIGHTS,
@@ -293,7 +294,7 @@ def _is_plain_name(name: str) -> bool:
 def _ours(name: str) -> bool:
     """Return True if a file in an unfinished run's folder may have been written by senn."""
     return (
-        name in (RUN, HISTORY, "draft", "finished")
+        name in (RUN, HISTORY, FOLDS, "draft", "finished")
         or bool(NAME.fullmatch(name))
         or name.startswith(".")
     )

@@ -18,7 +18,9 @@ from senn.runs.record_names import current_record
 
 RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png", "report.html"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
-FORMAT, CHECKPOINT = "senn-run", "senn-checkpoint"
+FOLDS = "folds.json"
+"""Scores of the folds of a cross-validation that are finished."""
+FORMAT, CHECKPOINT, FOLDS_FORMAT = "senn-run", "senn-checkpoint", "senn-folds"
 VERSION, VERSIONS = 2, (1, 2)
 """Version of the files that are written, and all that are read."""
 

@@ -13,9 +13,12 @@ from typing import Any, BinaryIO
 
 from senn import atomic_files
 from senn.errors import SennError
+from senn.events.run_schema import check_folds
 from senn.runs.fit_options import FitOptions
 from senn.runs.saved_run import (
     CHECKPOINT,
+    FOLDS,
+    FOLDS_FORMAT,
     FORMAT,
     HISTORY,
     MOST_WEIGHTS,
@@ -26,6 +29,7 @@ from senn.runs.saved_run import (
     checkpoints,
     intact_checkpoints,
     read_about,
+    read_document,
 )
 
 _KEPT = 2
@@ -124,6 +128,33 @@ class UnfinishedRun:
         # Only now: until the new one is on the disk the old ones are all there is.
         for old in sorted(checkpoints(self.home))[:-_KEPT]:
             discard(checkpoints(self.home)[old])
+
+    def save_folds(self, folds: Sequence[Mapping[str, Any]]) -> None:
+        """Write the scores of the folds that are finished, so that they needn't be trained again.
+
+        Args:
+            folds: their records, from the first fold on.
+        """
+        head = {"format": FOLDS_FORMAT, "version": VERSION, "run": self.about["checksum"]}
+        document = {**head, "folds": atomic_files.plain(list(folds))}
+        atomic_files.write(self.home / FOLDS, atomic_files.to_checksummed_json(document))
+        self.has_checkpoint = True
+
+    def folds(self) -> list[dict[str, Any]]:
+        """Read the records of the folds that are finished.
+
+        Raises:
+            SennError: they are damaged, or belong to another run.
+        """
+        path = self.home / FOLDS
+        if not os.path.lexists(path):
+            return []
+        document = read_document(path, FOLDS_FORMAT)
+        if document.get("run") != self.about["checksum"]:
+            raise SennError(f"{str(path)!r} and {RUN} belong to different runs")
+        check_folds(document.get("folds"), repr(str(path)))
+        found: list[dict[str, Any]] = document["folds"]
+        return found
 
     def newest(self) -> tuple[tuple[dict[str, Any], BinaryIO] | None, list[str]]:
         """Read the newest intact checkpoint.
