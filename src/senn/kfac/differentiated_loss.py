@@ -87,7 +87,13 @@ def _graph(function: Loss, name: str, y: Tensor, target: Any, curved: bool) -> L
             )
         # the loss is a mean, and rows are per sample and unaveraged
         rows = samples * depends(gradient, name).reshape(samples, -1)
-    return LossGraph(name=name, leaf=leaf, value=value, rows=rows)
+    return LossGraph(
+        name=name,
+        leaf=leaf,
+        value=value,
+        rows=rows,
+        at=lambda outputs: _graph(function, name, outputs, target, curved),
+    )
 
 
 def check_samples(function: Loss, name: str, y: Tensor, target: Any, *, curved: bool) -> None:

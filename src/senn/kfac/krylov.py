@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from senn.errors import SennError, UnsupportedError
+from senn.errors import SennError
 from senn.kfac.loss_graph import LossGraph
 
 STEPS = 48
@@ -145,12 +145,7 @@ class _Projection:
                 f"the loss {graph.name} has a curvature that is NaN or infinite on this batch"
             )
         values, vectors = torch.linalg.eigh(T)
-        noise = 100 * torch.finfo(graph.rows.dtype).eps * values.abs().amax(1, keepdim=True)
-        if (values < -noise).any():
-            raise UnsupportedError(
-                f"the loss {graph.name} is not convex in the outputs: use metric='euclidean'"
-            )
-        values = torch.where(values <= noise, 0.0, values)
+        values = graph.without_rounding(values)
         share = vectors[:, 0]
         of = torch.where(share == 0, 0.0, function(values) * share)
         coefficients = length[:, None].double() * (vectors @ of[:, :, None])[:, :, 0]

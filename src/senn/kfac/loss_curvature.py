@@ -18,9 +18,9 @@ from torch import Tensor
 
 from senn.errors import SennError, UnsupportedError
 from senn.kfac.krylov import STEPS, ProductHessian
-from senn.kfac.loss_graph import LossGraph
+from senn.kfac.loss_graph import LossGraph, random_rows
 from senn.kfac.loss_hessians import DenseHessian, DiagonalHessian, LossHessian
-from senn.kfac.recognized_loss import is_exact, random_rows
+from senn.kfac.recognized_loss import is_exact
 
 DENSE = 64
 """Outputs a sample up to which Hessians are formed whole, in as many passes.
@@ -53,7 +53,7 @@ def loss_curvature(graph: LossGraph) -> LossHessian:
     _check_curved(graph)
     by_output = DiagonalHessian(graph.product(torch.ones_like(graph.rows)))
     if is_exact(graph, by_output):
-        return DiagonalHessian(_convex(graph, by_output.h))
+        return DiagonalHessian(graph.without_rounding(by_output.h))
     by_position = _blocks(graph)
     if by_position is not None:
         return by_position
@@ -74,7 +74,12 @@ def _check_curved(graph: LossGraph) -> None:
     # a piecewise linear loss, such as the mean absolute error
     product = graph.product(random_rows(graph.rows))
     _check_finite(graph, product)
-    if not product.any():
+    _check_not_flat(graph, product)
+
+
+def _check_not_flat(graph: LossGraph, curvature: Tensor) -> None:
+    """Refuse a loss without curvature, unless it only has none left, where every sample is fitted perfectly."""
+    if not curvature.any() and not graph.rounding:
         raise UnsupportedError(
             f"the loss {graph.name} has no curvature in the outputs: use metric='euclidean'"
         )
@@ -85,17 +90,6 @@ def _check_finite(graph: LossGraph, curvature: Tensor) -> None:
         raise SennError(
             f"the loss {graph.name} has a curvature that is NaN or infinite on this batch"
         )
-
-
-def _convex(graph: LossGraph, values: Tensor) -> Tensor:
-    """Check eigenvalues, (..., n), and set those of rounding to zero."""
-    # the rounding of n backward passes, relative to the largest eigenvalue of each sample
-    noise = 100 * torch.finfo(graph.rows.dtype).eps * values.abs().amax(-1, keepdim=True)
-    if (values < -noise).any():
-        raise UnsupportedError(
-            f"the loss {graph.name} is not convex in the outputs: use metric='euclidean'"
-        )
-    return torch.where(values <= noise, 0.0, values)
 
 
 def _columns(graph: LossGraph) -> Tensor:
@@ -113,12 +107,9 @@ def _columns(graph: LossGraph) -> Tensor:
 def _eigen(graph: LossGraph, hessian: Tensor) -> dict[str, Tensor]:
     """Find the eigenvectors and eigenvalues of symmetric matrices (..., n, n)."""
     _check_finite(graph, hessian)
-    if not hessian.any():
-        raise UnsupportedError(
-            f"the loss {graph.name} has no curvature in the outputs: use metric='euclidean'"
-        )
+    _check_not_flat(graph, hessian)
     values, vectors = torch.linalg.eigh((hessian + hessian.mT).double() / 2)
-    values = _convex(graph, values)
+    values = graph.without_rounding(values)
     # Exact zeros where the loss ignores an output: rounding there would pass for curvature.
     vectors = torch.where(hessian.any(-1)[..., None] | (values == 0)[..., None, :], vectors, 0.0)
     return {"vectors": vectors.to(graph.rows), "values": values.to(graph.rows)}

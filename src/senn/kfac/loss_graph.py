@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from senn.errors import UnsupportedError
+
+FRACTIONS = (0.0, *(4.0**-n for n in range(4, 0, -1)))
+"""Of the outputs, at which a loss shows the scale of its curvature: dense where a softmax goes from uniform to one."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -22,12 +26,50 @@ class LossGraph:
         leaf: (N, ...) outputs, the graph's only input that counts.
         value: the loss, a scalar.
         rows: gradient rows (N, m), N dL/dy_i.
+        at: builds the graph of the same loss at other outputs of that shape.
     """
 
     name: str
     leaf: Tensor
     value: Tensor
     rows: Tensor
+    at: Callable[[Tensor], LossGraph]
+
+    def toward_zero(self) -> Iterator[LossGraph]:
+        """Build graphs of the same loss at fractions of the outputs, zero among them.
+
+        Where a sample is fitted perfectly, its curvature is a difference of numbers that are larger by far: softmax
+        probabilities of almost 1, say. On the way from outputs of zero these numbers show in the curvature.
+        """
+        outputs = self.leaf.detach()
+        return (self.at(fraction * outputs) for fraction in FRACTIONS)
+
+    @cached_property
+    def rounding(self) -> float:
+        """Rounding of a product with normal rows, whatever the curvature of the sample itself."""
+        u = random_rows(self.rows)
+        products = (graph.product(u).abs() for graph in (self, *self.toward_zero()))
+        # the gradient at zero may be infinite: that of a logarithm of the outputs
+        scale = max(float(torch.where(p.isfinite(), p, 0.0).max()) for p in products)
+        return 100 * torch.finfo(self.rows.dtype).eps * scale
+
+    def without_rounding(self, values: Tensor) -> Tensor:
+        """Set eigenvalues that are zero but for rounding to zero.
+
+        Args:
+            values: eigenvalues of the Hessians of samples, or of blocks of them, (..., n).
+
+        Raises:
+            UnsupportedError: one is negative by more than rounding, so the loss isn't convex in the outputs.
+        """
+        # the rounding of n backward passes, relative to the largest eigenvalue of each
+        noise = 100 * torch.finfo(self.rows.dtype).eps * values.abs().amax(-1, keepdim=True)
+        lowest = float(values.min())
+        if (values < -noise).any() and lowest < -self.rounding:
+            raise UnsupportedError(
+                f"the loss {self.name} is not convex in the outputs: use metric='euclidean'"
+            )
+        return torch.where(values <= noise, 0.0, values)
 
     def product(self, u: Tensor) -> Tensor:
         """Multiply rows u (N, m) by the Hessians of all samples in one backward pass, since samples don't mix.
@@ -77,6 +119,13 @@ class LossGraph:
             [edge], self.leaf, [numbers], retain_graph=True, allow_unused=True
         )
         return None if pulled is None else pulled.detach()
+
+
+def random_rows(rows: Tensor) -> Tensor:
+    """Draw normal rows of the shape of `rows`, the same ones each time."""
+    # a generator of its own: looking at a loss leaves the global random state alone
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(rows.shape, generator=generator).to(rows)
 
 
 def _only_once(name: str, why: str) -> UnsupportedError:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from senn.kfac.loss_graph import LossGraph
+from senn.kfac.loss_graph import LossGraph, random_rows
 from senn.kfac.loss_hessians import (
     LOGIT,
     DiagonalHessian,
@@ -35,6 +35,9 @@ TOLERANCE = 1e-4
 A thousandth of the curvature that goes unnoticed changes no decision; rounding alone stays below a tenth of this.
 """
 
+SOFTMAX = ("LogSoftmaxBackward0", "LogsumexpBackward0")
+"""Autograd nodes of softmax likelihoods."""
+
 
 def recognize(graph: LossGraph) -> LossHessian | None:
     """Find the closed form of a loss whose curvature lies in softmax likelihoods, one for each position.
@@ -46,6 +49,18 @@ def recognize(graph: LossGraph) -> LossHessian | None:
         The Hessians; None if the loss isn't understood.
     """
     graph.check_twice()
+    found = _recognized(graph)
+    if found is not None or not graph.operations(*SOFTMAX):
+        return found
+    # Where all samples are fitted perfectly, curvature is less than its rounding, and its products prove nothing here:
+    # the form then has to be exact all along the way from outputs of zero.
+    if any(_recognized(one) is None for one in graph.toward_zero()):
+        return None
+    return _recognized(graph, rounding=graph.rounding)
+
+
+def _recognized(graph: LossGraph, rounding: float = 0.0) -> LossHessian | None:
+    """Find the closed form, as far as products tell that differ by no more than rounding."""
     found = _likelihoods(graph)
     if not found:
         return _of_log_probabilities(graph) or _of_probabilities(graph)
@@ -54,7 +69,7 @@ def recognize(graph: LossGraph) -> LossHessian | None:
         return None
     u = random_rows(graph.rows)
     difference = graph.product(u) - _sum(terms).product(u)
-    if _is_small(difference, _sum(terms).product(u)):
+    if _is_small(difference, _sum(terms).product(u), rounding):
         return _sum(terms)
     # the rest may be a loss of other outputs, number by number: that of a second head, say
     ones = torch.ones_like(u)
@@ -72,18 +87,13 @@ def is_exact(graph: LossGraph, hessian: LossHessian) -> bool:
     return _is_small(graph.product(u) - own, own)
 
 
-def _is_small(difference: Tensor, product: Tensor) -> bool:
+def _is_small(difference: Tensor, product: Tensor, rounding: float = 0.0) -> bool:
     own = product.norm(dim=1)
-    # relative to each sample, with a floor for those that hardly count
-    allowed = TOLERANCE * own.clamp_min(1e-3 * float(own.max()))
+    # relative to each sample, with a floor for those that hardly count, and one for rounding of each number
+    allowed = (
+        TOLERANCE * own.clamp_min(1e-3 * float(own.max())) + rounding * product.shape[1] ** 0.5
+    )
     return bool((difference.norm(dim=1) <= allowed).all())
-
-
-def random_rows(rows: Tensor) -> Tensor:
-    """Draw normal rows of the shape of `rows`, the same ones each time."""
-    # a generator of its own: looking at a loss leaves the global random state alone
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(rows.shape, generator=generator).to(rows)
 
 
 # ---- softmax likelihoods --------------------------------------------------------------------------------------------
@@ -109,13 +119,13 @@ class _Likelihood:
 def _likelihoods(graph: LossGraph) -> list[SoftmaxHessian] | None:
     """All softmax likelihoods of a loss; None if one doesn't read the outputs as they are."""
     found = []
-    for node in graph.operations("LogSoftmaxBackward0"):
+    for node in graph.operations(SOFTMAX[0]):
         slope = graph.slope(GradientEdge(node, 0))
         if slope is not None:
             dim, log_p = _signed(node._saved_dim), node._saved_result.detach()
             total = -slope.sum(dim, keepdim=True)
             found.append(_Likelihood(log_p=log_p, total=total, dim=dim, edge=_input(node)))
-    for node in graph.operations("LogsumexpBackward0"):
+    for node in graph.operations(SOFTMAX[1]):
         slope, dims = graph.slope(GradientEdge(node, 0)), node._saved_dim
         if slope is not None and len(dims) == 1:
             dim, x, total = _signed(dims[0]), node._saved_self.detach(), slope
