@@ -1,4 +1,4 @@
-"""Losses of the user's own where every sample is fitted perfectly: curvature below rounding is neither negative nor missing."""
+"""Losses of the user's own where all samples are fitted: curvature below rounding is neither negative nor missing."""
 
 import pytest
 import torch
