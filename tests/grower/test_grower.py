@@ -66,15 +66,17 @@ def test_growing_while_training(name: str):
 
 
 @pytest.mark.parametrize(
-    "policy", [Take("widen"), Take("insert", detail="residual"), Take("insert", detail="identity")]
+    "policy",
+    [Take("widen"), *(Take("insert", detail=it) for it in ("residual", "identity"))],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_function_is_preserved(policy, dtype):
     model = net(layers=2).to(dtype)
     x = X.to(dtype)
     grower = senn.Grower(model, policy=policy, candidate_config=FEW)
-    before = model(x).detach()
+    before, state = model(x).detach(), torch.get_rng_state()
     (event,) = grower.grow([(x, Y)])
+    assert torch.equal(torch.get_rng_state(), state)
     largest = float((model(x) - before).detach().abs().max() / before.abs().max())
     # an identity insertion inverts a basis that was drawn in float32
     assert largest < (1e-5 if dtype == torch.float32 else 1e-10)

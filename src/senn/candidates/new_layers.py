@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from senn.graph import InsertionPoint
 from senn.kfac.layer_inputs import Kernel
 from senn.nn import Rational, Residual
 from senn.nn.activations import find_activation
 from senn.surgery import Insert
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,7 +67,7 @@ class ResidualLayer:
         first, last = self._outer_maps(len(selected))
         activation = copy.deepcopy(self.activation)
         if _has_units(activation):  # it needs the parameters of the selected units alone
-            activation = type(activation)(len(selected))
+            activation = _empty(type(activation), len(selected))
             for name, parameter in activation.named_parameters():
                 parameter.data = self.activation.get_parameter(name).detach()[selected].clone()
         with torch.no_grad():
@@ -75,7 +79,7 @@ class ResidualLayer:
     def _outer_maps(self, units: int) -> tuple[nn.Module, nn.Module]:
         """Create the maps B and V of a layer of that many units."""
         features = self.insertion_point.features
-        return nn.Linear(features, units), nn.Linear(units, features, bias=False)
+        return _empty(nn.Linear, features, units), _empty(nn.Linear, units, features, bias=False)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +137,7 @@ class IdentityLayer:
     def move(self) -> Insert:
         """Build the move that inserts the layer."""
         size = self.insertion_point.features
-        linear = nn.Linear(size, size)
+        linear = _empty(nn.Linear, size, size)
         activation = Rational.identity(size) if self.rational else nn.PReLU(size, init=1.0)
         with torch.no_grad():
             linear.weight.copy_(self.weight)
@@ -165,8 +169,8 @@ class ConvolutionalLayer(ResidualLayer):
     def _outer_maps(self, units: int) -> tuple[nn.Module, nn.Module]:
         features, size = self.insertion_point.features, self.weight.shape[-1]
         convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.insertion_point.spatial - 1]
-        first = convolution(features, units, size, padding=size // 2)
-        return first, convolution(units, features, 1, bias=False)
+        first = _empty(convolution, features, units, size, padding=size // 2)
+        return first, _empty(convolution, units, features, 1, bias=False)
 
 
 Layer = ResidualLayer | IdentityLayer
@@ -192,14 +196,19 @@ def fresh_activation(name: str, units: int, generator: torch.Generator) -> nn.Mo
         generator: source of the parameters of `Rational`.
     """
     if name == "Rational":
-        module = Rational(units)
-        # Sampled again from the grower's generator: the module's own initialization uses the global one.
+        module = _empty(Rational, units)
         for parameter in module.parameters():
             parameter.data = torch.randn(units, generator=generator)
         return module
     if name == "PReLU":
         return nn.PReLU(units)
     return (find_activation(name) or nn.ReLU)()
+
+
+def _empty(kind: Callable[..., M], *sizes: int, **options: Any) -> M:
+    """Create a module whose parameters are to be written: drawing them would change the global random state."""
+    module: M = skip_init(kind, *sizes, device=torch.get_default_device(), **options)  # type: ignore[no-untyped-call]
+    return module
 
 
 def _has_units(activation: nn.Module) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from senn._validate import check, whole
 from senn.errors import SennError
@@ -63,7 +64,9 @@ class Rational(nn.Module):
             device: device of the parameters; None for the default.
             dtype: floating-point type of the parameters; None for the default.
         """
-        module = cls(num_parameters, device=device, dtype=dtype)
+        # drawing parameters that are overwritten would change the global random state
+        place = torch.get_default_device() if device is None else device
+        module: Rational = skip_init(cls, num_parameters, device=place, dtype=dtype)  # type: ignore[no-untyped-call]
         with torch.no_grad():
             module.v.zero_()
             module.c.zero_()
