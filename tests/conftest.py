@@ -2,6 +2,9 @@
 
 import os
 
+# Set before torch is imported: more threads than cores wait for each other asleep, not spinning.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 from browser_cases import browser, pages, single
 
