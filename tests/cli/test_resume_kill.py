@@ -1,5 +1,6 @@
 """`kill -9` at any moment, then `senn fit --resume`: the run that comes out is the one that nothing has disturbed."""
 
+import contextlib
 import json
 import os
 import random
@@ -51,18 +52,25 @@ def images(tmp_path_factory):
     return folder
 
 
-def served(folder, trials):
-    """What came of them."""
-    script = Path(__file__).parents[1] / "helpers" / ("kill_cases.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(folder)],
-        input=json.dumps(trials),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@contextlib.contextmanager
+def server(folder):
+    """What carries out a list of trials, as a function."""
+    script = Path(__file__).parents[1] / "helpers" / "kill_cases.py"
+    argv = [sys.executable, str(script), str(folder)]
+    with (folder / "errors").open("w+") as errors:
+        with subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        ) as process:
+
+            def served(trials):
+                print(json.dumps(trials), file=process.stdin, flush=True)
+                answer = process.stdout.readline()
+                assert answer, (folder / "errors").read_text()
+                return json.loads(answer)
+
+            yield served
+            process.stdin.close()
+        assert process.returncode == 0
 
 
 def content(run):
@@ -78,11 +86,21 @@ def content(run):
 
 
 def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
+    with server(tmp_path) as served:
+        kill_and_compare(tmp_path, images, served)
+
+
+def kill_and_compare(tmp_path, images, served):
     argv = {
         name: [str(images) if one == "IMAGES" else one for one in of]
         for name, (of, _, _) in TRIALS.items()
     }
-    wholes = served(tmp_path / "whole", [{"argv": of, "package": "none"} for of in argv.values()])
+    wholes = served(
+        [
+            {"argv": of, "package": "none", "place": f"whole-{number}"}
+            for number, of in enumerate(argv.values())
+        ]
+    )
     assert all(whole["first"]["code"] == 0 for whole in wholes), wholes
     expected, trials = [], []
     draw = random.Random(0)
@@ -90,30 +108,24 @@ def test_twelve_of_twelve_kills_cost_nothing(tmp_path, images):
         counts = wholes[number]["first"]["counts"]
         assert min(counts[package] for package in PACKAGES) > 50, counts
         trials += [
-            {
-                "argv": argv[name],
-                "resume": True,
-                "package": package,
-                "at": draw.randint(1, counts[package]),
-            }
+            {"argv": argv[name], "package": package, "at": draw.randint(1, counts[package])}
             for package, times in packages.items()
             for _ in range(times)
         ]
-        trials += [
-            {"argv": argv[name], "resume": True, "after": draw.uniform(0.05, 0.5)}
-            for _ in range(by_time)
-        ]
-        whole = content(tmp_path / "whole" / str(number))
+        trials += [{"argv": argv[name], "after": draw.uniform(0.05, 0.5)} for _ in range(by_time)]
+        whole = content(tmp_path / f"whole-{number}")
         assert any(record["event"] == "growth" for record in whole[1])
         expected += [whole] * (sum(packages.values()) + by_time)
     assert len(trials) == 12
-    done = served(tmp_path / "cut", trials)
+    done = served(
+        [{**trial, "resume": True, "place": number} for number, trial in enumerate(trials)]
+    )
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
         assert one["first"]["code"] == -9 or ("after" in trial and one["first"]["code"] == 0), (
             trial,
             one,
         )
-        assert content(tmp_path / "cut" / str(number)) == expected[number], (trial, one)
+        assert content(tmp_path / str(number)) == expected[number], (trial, one)
     assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 7
 
 
@@ -122,7 +134,7 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path, capsys):
     rows = "".join(f"{at % 7},{at % 5},{'ab'[at % 7 > 3]}\n" for at in range(300))
     (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
     command = [sys.executable, "-m", "senn.cli.main", "fit"]
-    argv = ["table.csv", "--target", "kind", "--epochs", "20", "--out", "run", "--quiet"]
+    argv = ["table.csv", "--target", "kind", "--epochs", "6", "--out", "run", "--quiet"]
     env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
     process = subprocess.Popen(
         [*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"}
