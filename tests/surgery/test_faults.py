@@ -98,12 +98,16 @@ OPERATIONS = [(name, kind) for name in MODELS for kind in ("widen", "prune", "in
 
 
 class Watch:
-    """A tracer that lists the line events inside the surgery, and raises at one of them."""
+    """A tracer that lists the line events inside the surgery, and raises at one of them.
+
+    It is asked at each of them, some ten thousand times a move, so all that it looks up stands in the file's own tracer.
+    """
 
     def __init__(self, at: int = -1, error: BaseException | None = None) -> None:
         self.at, self.error = at, error
         self.lines: list[tuple[str, int]] = []
         self._visited: set[tuple[FrameType, int]] = set()
+        self._tracers: dict[str, Callable[[FrameType, str, Any], Any] | None] = {}
 
     def __enter__(self) -> Watch:
         sys.settrace(self._call)
@@ -114,29 +118,45 @@ class Watch:
         self._visited.clear()
 
     def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
-        return self._line if frame.f_code.co_filename.startswith(ROOM) else None
+        file = frame.f_code.co_filename
+        if file not in self._tracers:
+            self._tracers[file] = self._tracer(file) if file.startswith(ROOM) else None
+        return self._tracers[file]
 
-    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line" and not self._is_too_late(frame):
-            self.lines.append((frame.f_code.co_filename, frame.f_lineno))
-            if len(self.lines) == self.at + 1 and self.error is not None:
-                sys.settrace(None)
-                raise self.error
-        return self._line
+    def _tracer(self, file: str) -> Callable[[FrameType, str, Any], Any]:
+        late, lines, last = _late(file), self.lines, self.at + 1
 
-    def _is_too_late(self, frame: FrameType) -> bool:
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            if event == "line":
+                number = frame.f_lineno
+                if number in late and self._is_too_late(frame, late[number]):
+                    return trace
+                lines.append((file, number))
+                if len(lines) == last and self.error is not None:
+                    sys.settrace(None)
+                    raise self.error
+            return trace
+
+        return trace
+
+    def _is_too_late(self, frame: FrameType, text: str) -> bool:
         """Whether a `with` is about to be left, which Python itself doesn't do if interrupted then, or all is done."""
-        text = _text(frame.f_code.co_filename, frame.f_lineno)
-        if not text.startswith("with "):
-            return text == "return receipt"
+        if text == "return receipt":
+            return True
         again = (frame, frame.f_lineno) in self._visited
         self._visited.add((frame, frame.f_lineno))
         return again
 
 
 @functools.cache
-def _text(file: str, line: int) -> str:
-    return linecache.getline(file, line).strip()
+def _late(file: str) -> dict[int, str]:
+    """The lines of a file that begin a `with`, or with which all is done."""
+    found = {number: text.strip() for number, text in enumerate(linecache.getlines(file), 1)}
+    return {
+        number: text
+        for number, text in found.items()
+        if text.startswith("with ") or text == "return receipt"
+    }
 
 
 @dataclass
