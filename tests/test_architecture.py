@@ -2,13 +2,13 @@
 
 import ast
 import collections
+import functools
+import pathlib
 import re
-from pathlib import Path
 
 import pytest
+from source_trees import FILES, ROOT, SOURCE, tree_of, trees
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "senn"
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 
 # From the ground up: a package imports from lower layers only, or from itself. The page has them from the roof down.
@@ -38,7 +38,7 @@ MODULES = sorted(
 )
 
 
-def package_of(path: Path) -> str:
+def package_of(path: pathlib.Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
@@ -117,8 +117,6 @@ def test_files_stay_short(path):
 
 # -- vocabulary
 
-FILES = sorted(SOURCE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
 CURRENT = [path for path in FILES if path.name != "_deprecated.py"]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -177,6 +175,7 @@ def defined(tree):
             yield from (one.target.id for one in node.body if isinstance(one, ast.AnnAssign))
 
 
+@functools.cache
 def words_of(name):
     """Return the lower-case words of an identifier, plurals without their s too."""
     words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
@@ -193,7 +192,7 @@ def retired(tree, stem):
 
 @pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
 def test_no_word_of_the_former_vocabulary(path):
-    assert retired(TREES[path], path.stem) == {}
+    assert retired(tree_of(path), path.stem) == {}
 
 
 @pytest.mark.parametrize(
@@ -231,7 +230,7 @@ def doubled(pairs):
 def test_a_class_name_stands_once():
     classes = [
         (node.name, str(path.relative_to(SOURCE)))
-        for path, tree in TREES.items() for node in tree.body if isinstance(node, ast.ClassDef)
+        for path, tree in trees() for node in tree.body if isinstance(node, ast.ClassDef)
     ]  # fmt: skip
     assert set(doubled(classes)) == set(TWICE)
 
@@ -246,9 +245,8 @@ def test_few_file_names_stand_twice():
 
 def modules_of(path):
     """Return the modules of senn that one imports anywhere: at run time, for types only, or inside a function."""
-    known = {module_name(other) for other in FILES}
-    found = set()
-    for node in ast.walk(TREES[path]):
+    known, found = known_modules(), set()
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -256,6 +254,11 @@ def modules_of(path):
             # `from senn import pytree` needs nothing that the package's own file defines
             found |= inner if node.module == "senn" and inner <= known else inner | {node.module}
     return (found & known) - {module_name(path)}
+
+
+@functools.cache
+def known_modules():
+    return {module_name(path) for path in FILES}
 
 
 def module_name(path):

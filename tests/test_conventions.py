@@ -4,14 +4,10 @@ import ast
 import importlib
 import importlib.util
 import re
-from pathlib import Path
 
 import pytest
+from source_trees import FILES, ROOT, SOURCE, tree_of, trees
 
-ROOT = Path(__file__).parents[1]
-SOURCE = ROOT / "src" / "senn"
-FILES = sorted(SOURCE.rglob("*.py"))
-TREES = {path: ast.parse(path.read_text()) for path in FILES}
 IDS = [str(path.relative_to(SOURCE)) for path in FILES]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -21,7 +17,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def test_no_call_with_seven_positional_arguments():
     calls = [
         f"{path.relative_to(SOURCE)}:{node.lineno}"
-        for path, tree in TREES.items() for node in ast.walk(tree)
+        for path, tree in trees() for node in ast.walk(tree)
         if isinstance(node, ast.Call) and len(node.args) >= 7
     ]  # fmt: skip
     assert calls == []
@@ -49,7 +45,7 @@ def statement_sizes(tree):
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)
 def test_no_statement_is_packed(path):
-    assert [(line, size) for line, size in statement_sizes(TREES[path]) if size > 60] == []
+    assert [(line, size) for line, size in statement_sizes(tree_of(path)) if size > 60] == []
 
 
 # -- docstrings
@@ -77,7 +73,7 @@ def lacks_args(function):
 
 
 def test_public_functions_describe_their_arguments():
-    functions = [(path, one) for path, tree in TREES.items() for one in public_functions(tree)]
+    functions = [(path, one) for path, tree in trees() for one in public_functions(tree)]
     lacking = [
         f"{path.relative_to(SOURCE)}:{one.name}" for path, one in functions if lacks_args(one)
     ]
@@ -101,7 +97,7 @@ def names_in(path):
         start = path / "__init__.py"
         return {one.stem for one in path.iterdir()} | (names_in(start) if start.exists() else set())
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
@@ -114,7 +110,7 @@ def names_in(path):
 
 def missing(path):
     """Imports of a script that lead nowhere."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree_of(path)):
         if not isinstance(node, ast.ImportFrom) or node.level:
             continue
         top, *inner = (node.module or "").split(".")

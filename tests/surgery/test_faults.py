@@ -100,7 +100,7 @@ OPERATIONS = [(name, kind) for name in MODELS for kind in ("widen", "prune", "in
 class Watch:
     """A tracer that lists the line events inside the surgery, and raises at one of them.
 
-    It is asked at each of them, some ten thousand times a move, so all that it looks up stands in the file's own tracer.
+    It is asked at each of them, some ten thousand times a move: all that it looks up stands in the file's own tracer.
     """
 
     def __init__(self, at: int = -1, error: BaseException | None = None) -> None:
