@@ -1,7 +1,9 @@
 """`senn evaluate`, and images that are tested on pictures of one's own."""
 
 import json
+import shutil
 from io import StringIO
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,10 +12,14 @@ from cli_cases import refused
 from photo_cases import folder_of
 from sklearn import metrics as sk
 
+from senn import atomic_files
 from senn.cli.fit_images import prepare_images
+from senn.cli.fit_table import prepare
 from senn.cli.main import main
 from senn.errors import SennError
 from senn.runs import FitOptions
+
+SAVED = Path(__file__).parents[1] / "saved" / "run_version_1_finished"
 
 
 def frauds(rows, seed):
@@ -56,6 +62,7 @@ def test_classes_are_scored_as_scikit_learn_does(home, capsys):
         sk.roc_auc_score(truth == "fraud", guess["probability fraud"]), abs=1e-6
     )
     assert found["baselines"]["constant"]["accuracy"] == pytest.approx((truth == "ok").mean())
+    assert found["baselines"]["linear"]["accuracy"] > 0.9
     assert np.sum(found["confusion"]) == 90
     low, high = found["intervals"]["accuracy"]
     assert low <= found["test"]["accuracy"] <= high
@@ -84,6 +91,51 @@ def test_numbers_are_scored_and_lines_are_printed(home, capsys):
 def test_rows_that_can_not_be_scored_are_refused(home, capsys, change, options, words):
     change(frauds(20, 2)).to_csv(home / "odd.csv", index=False)
     assert words in refused(capsys, ["evaluate", home / "kind", home / "odd.csv", *options])
+
+
+def test_baselines_are_those_of_the_run(home, capsys):
+    """The test rows of a run, scored again, have all scores of the run."""
+    made = prepare(FitOptions(data=str(home / "train.csv"), target="price", metric="r2"))
+    frame = pd.read_csv(home / "train.csv")
+    x_test = made.encoder.transform(frame)
+    kept = [any((row == other).all() for other in made.x_test.numpy()) for row in x_test]
+    frame[kept].to_csv(home / "again.csv", index=False)
+    found = document(capsys, home / "price", home / "again.csv")
+    results = json.loads((home / "price" / "results.json").read_text())
+    assert set(found["baselines"]) == {"constant", "linear"}
+    for name, scores in found["baselines"].items():
+        assert scores == pytest.approx(results["baselines"][name], abs=1e-6)
+
+
+def test_a_run_of_an_older_version_is_scored_alone(capsys, tmp_path):
+    folder = shutil.copytree(SAVED, tmp_path / "run")
+    assert main(["evaluate", str(folder), "wine", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["baselines"] == {}
+    assert found["test"]["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record["linear"]["weight"].pop(), "don't fit its network"),
+        (lambda record: record["constant"].append(0.0), "don't fit its network"),
+        (lambda record: record["linear"]["bias"].append("x"), "is damaged"),
+        (lambda record: record.pop("pairs"), "is damaged"),
+    ],
+)
+def test_forged_baselines_are_refused_in_a_sentence(home, capsys, tmp_path, change, words):
+    folder = shutil.copytree(home / "price", tmp_path / "run")
+    record = json.loads((folder / "test.json").read_text())
+    change(record)
+    del record["checksum"]
+    text = atomic_files.to_checksummed_json(record)
+    (folder / "test.json").write_bytes(text)
+    results = json.loads((folder / "results.json").read_text())
+    del results["checksum"]
+    results["files"]["test.json"] = atomic_files.file_digest(text)
+    (folder / "results.json").write_bytes(atomic_files.to_checksummed_json(results))
+    assert words in refused(capsys, ["evaluate", folder, home / "june.csv"])
 
 
 def test_a_folder_without_a_run_is_refused(home, capsys):

@@ -36,7 +36,14 @@ from senn.training.loop import fit_model
 from senn.training.progress import LinesCallback
 from senn_reproduce.image_sets import load_images
 
-FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
+FILES = [
+    "growth.png",
+    "history.jsonl",
+    "model.json",
+    "model.safetensors",
+    "results.json",
+    "test.json",
+]
 FIXED = image_config(grow=False, epochs=6, batch_size=16, hidden=(4, 4))
 
 

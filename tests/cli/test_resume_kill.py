@@ -151,7 +151,7 @@ def test_a_true_process_is_killed_and_goes_on(tmp_path, capsys):
     assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
     assert "note: resumed after step" in capsys.readouterr().out
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
-        "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"
+        "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json", "test.json"
     ]  # fmt: skip
     results = atomic_files.read_checksummed_json(tmp_path / "run" / "results.json", "senn-run", 2)
     assert not results["interrupted"]

@@ -1,12 +1,23 @@
 """Scores, intervals and baselines, against scikit-learn on the very resamples; which class scores are about."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
 
-from senn.cli.baselines import constant, linear
-from senn.cli.intervals import class_intervals, exact_interval, intervals, number_intervals
+from senn.cli import baselines
+from senn.cli.baselines import LinearModel, constant, linear
+from senn.cli.fit_results import drift_note
+from senn.cli.intervals import (
+    class_intervals,
+    exact_interval,
+    independent_rows,
+    intervals,
+    number_intervals,
+)
 from senn.cli.metrics import calibration_error, class_scores, number_scores, positive_class
 from senn.cli.score_lines import confusion_lines, score_table
 from senn.cli.scorer import Scorer
@@ -115,6 +126,44 @@ def test_baselines_are_fitted_to_training_rows_alone():
     # A class without a training row has no probability, and a single one is guessed.
     assert linear(x, y * 2, 3)(x)[:, 1].max() == 0
     assert linear(x, y * 0, 2)(x[:3]).argmax(1).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_the_linear_model_is_scikit_learns_and_outlives_its_record(classes):
+    x = DRAW.normal(size=(200, 3)).astype(np.float32)
+    y = (x @ DRAW.normal(size=(3, classes)) + DRAW.normal(size=(200, classes))).argmax(1)
+    model = linear(x, y, classes)
+    expected = LogisticRegression(max_iter=300).fit(x.astype(np.float64), y).predict_proba(x)
+    assert model(x) == pytest.approx(expected, abs=1e-6)
+    again = LinearModel.from_dict(json.loads(json.dumps(model.to_dict())), is_classifier=True)
+    assert again(x).tolist() == model(x).tolist()
+
+
+def test_a_linear_model_that_would_take_too_long_is_left_out_or_drawn(monkeypatch):
+    monkeypatch.setattr(baselines, "MOST_NUMBERS", 100)
+    x, y = DRAW.normal(size=(60, 2)), DRAW.normal(size=(60, 1))
+    assert linear(x, y, None).rows == 50
+    assert linear(x[:50], y[:50], None).rows == 50
+    assert linear(DRAW.normal(size=(60, 9)), y, None) is None
+    assert linear(DRAW.normal(size=(11, 9)), y[:11], None).rows == 11
+
+
+def test_errors_that_wander_are_worth_few_rows_and_a_score_of_them_has_no_interval():
+    draw = np.random.default_rng(0)
+    steps, when = draw.normal(size=(120, 1)), np.arange(120)
+    scorer = Scorer(task="regression", scale=2.0)
+    assert independent_rows(steps[:, 0], when) == (120, 0.0)
+    # Several rows of one time are one; their order in the table doesn't matter.
+    order = draw.permutation(240)
+    walk = np.repeat(steps.cumsum(0), 2, axis=0)[order]
+    worth, correlation = independent_rows(walk[:, 0], np.repeat(when, 2)[order])
+    assert worth < 8
+    assert correlation > 0.85
+    note = drift_note(scorer, np.zeros((120, 1)), steps.cumsum(0), when)
+    assert "the test period is worth about" in note
+    assert "better predicted as its change" in note
+    assert drift_note(scorer, np.zeros((120, 1)), steps, when) is None
+    assert drift_note(scorer, np.zeros((120, 1)), steps.cumsum(0), None) is None
 
 
 class TestScorer:

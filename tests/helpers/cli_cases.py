@@ -36,7 +36,14 @@ RESULTS = {
 }
 """Results with the fields that every run has."""
 
-FILES = ["growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json"]
+FILES = [
+    "growth.png",
+    "history.jsonl",
+    "model.json",
+    "model.safetensors",
+    "results.json",
+    "test.json",
+]
 
 
 def fit(folder, table, out="run"):

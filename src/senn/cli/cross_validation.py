@@ -63,12 +63,13 @@ def cross_validate(
         if trained.interrupted:
             break
         scorer, (x, truth) = part.scorer, part.test_arrays()
+        guesses = scorer.baselines(part.train_arrays(), part.latest)
         folds.append(
             {
                 "train_rows": len(part.train_arrays()[0]),
                 "test_rows": len(x),
                 "test": scorer.scores(scorer.predictions(part.test_outputs(trained.model)), truth),
-                "baselines": dict(scorer.baselines(part.train_arrays(), (x, truth))),
+                "baselines": scorer.baseline_scores(guesses, (x, truth)),
                 "architecture": list(trained.architecture),
                 "parameters": trained.parameters,
                 "best_epoch": trained.best_epoch,

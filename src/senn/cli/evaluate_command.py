@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json as json_text
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from senn.atomic_files import plain
-from senn.cli.score_lines import CONSTANT, confusion_lines, score_table
+from senn.cli.baselines import Guess, LinearModel
+from senn.cli.fit_images import flat
+from senn.cli.score_lines import CONSTANT, LINEAR, confusion_lines, score_table
 from senn.cli.scorer import Scorer, named_positive
 from senn.data import TableEncoder, Target
 from senn.data.images import ImageEncoder, collect_test
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
-from senn.runs import RESULTS, complete, read
+from senn.runs import RESULTS, complete, read, read_test
 from senn.training.trained_run import TrainedRun, load_run
 
-Scored = tuple[Target, NDArray[Any], NDArray[Any]]
-"""A target, outputs of a network (rows, outputs), and the encoded truth."""
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _LabeledRows:
+    """Labeled rows or images.
+
+    Attributes:
+        target: what they are labeled with.
+        x: (rows, features) inputs of a linear model.
+        values: (rows, outputs) outputs of the network.
+        truth: encoded targets.
+    """
+
+    target: Target
+    x: NDArray[Any]
+    values: NDArray[Any]
+    truth: NDArray[Any]
 
 
 def run(*, folder: Path, data: str, metric: str | None, json: bool) -> int:
@@ -44,21 +62,24 @@ def run(*, folder: Path, data: str, metric: str | None, json: bool) -> int:
     if (complete(folder) / RESULTS).exists():
         results = read(folder).results or {}
     if isinstance(trained.encoder, ImageEncoder):
-        unit, (target, values, truth) = "image", _images(trained, trained.encoder, data)
+        unit, rows = "image", _images(trained, trained.encoder, data)
     else:
-        unit, (target, values, truth) = "row", _table(trained, trained.encoder, data)
-    document = plain(_scored(target, values, truth, results, metric))
-    rows = f"{len(truth):,} {unit}{'s' * (len(truth) != 1)}"
+        unit, rows = "row", _table(trained, trained.encoder, data)
+    document = plain(_scored(rows, results, read_test(folder), metric))
+    count = len(rows.truth)
     if json:
-        about = {"data": data, "rows": len(truth), "run": str(folder)}
+        about = {"data": data, "rows": count, "run": str(folder)}
         print(json_text.dumps({**about, **document}, ensure_ascii=False))
         return 0
-    lines = [*score_table(document, rows), *confusion_lines(document["confusion"], target.labels)]
-    print("\n".join(lines))
+    said = f"{count:,} {unit}{'s' * (count != 1)}"
+    labels = rows.target.labels
+    print(
+        "\n".join([*score_table(document, said), *confusion_lines(document["confusion"], labels)])
+    )
     return 0
 
 
-def _table(trained: TrainedRun, encoder: TableEncoder, data: str) -> Scored:
+def _table(trained: TrainedRun, encoder: TableEncoder, data: str) -> _LabeledRows:
     """Compute outputs for the rows of a table that have a target, and their encoded targets."""
     target, table = encoder.target, encoder.read(data)
     if target.name not in table.frame.columns:
@@ -68,39 +89,71 @@ def _table(trained: TrainedRun, encoder: TableEncoder, data: str) -> Scored:
     frame, unlabeled = labeled(table.frame, target.name, table.decimal)
     for sentence in [*table.notes, *unlabeled, *encoder.surprises(frame)]:
         print(f"senn: {sentence}", file=sys.stderr)
-    return target, trained.row_outputs(frame), target.encode(frame[target.name])
+    truth = target.encode(frame[target.name])
+    x, values = encoder.transform(frame), trained.row_outputs(frame)
+    return _LabeledRows(target=target, x=x, values=values, truth=truth)
 
 
-def _images(trained: TrainedRun, encoder: ImageEncoder, data: str) -> Scored:
+def _images(trained: TrainedRun, encoder: ImageEncoder, data: str) -> _LabeledRows:
     """Compute outputs for labeled images, and their classes."""
     target = Target(name="class", task="classification", labels=encoder.labels)
     images = collect_test(data, encoder.labels, encoder.side, encoder.channels).train
-    return target, trained.pixel_outputs(images.pixels), np.asarray(images.labels)
+    x, truth = flat(images)
+    return _LabeledRows(
+        target=target, x=x, values=trained.pixel_outputs(images.pixels), truth=truth
+    )
 
 
 def _scored(
-    target: Target,
-    values: NDArray[Any],
-    truth: NDArray[Any],
-    results: dict[str, Any],
+    rows: _LabeledRows,
+    results: Mapping[str, Any],
+    details: Mapping[str, Any] | None,
     metric: str | None,
 ) -> dict[str, Any]:
-    """Score outputs as `senn fit` does, beside the guess of the run's most frequent class or mean."""
+    """Score outputs as `senn fit` does, beside the baselines of the run's training rows."""
+    target, truth = rows.target, rows.truth
     positive = named_positive(results, target.labels)
     name = metric if metric is not None else results.get("metric")
     scorer = Scorer.with_positive(target, positive, name)
-    predictions = scorer.predictions(values)
-    guess = np.zeros((1, 1))
-    counts = (results.get("data") or {}).get("class_rows")
-    baselines = {}
-    if target.task == "classification" and isinstance(counts, list):
-        guess = np.asarray(counts, dtype=np.float64)[None] / max(sum(counts), 1)
-    if target.task == "regression" or guess.shape[1] == len(target.labels):
-        baselines[CONSTANT] = scorer.scores(np.repeat(guess, len(truth), axis=0), truth)
+    predictions = scorer.predictions(rows.values)
+    guesses = _guesses(target, rows.x.shape[1], results, details or {})
     return {
         "test": scorer.scores(predictions, truth),
         "intervals": scorer.intervals(predictions, truth),
-        "baselines": baselines,
+        "baselines": scorer.baseline_scores(guesses, (rows.x, truth)),
         "confusion": scorer.confusion(predictions, truth),
         **scorer.record(),
     }
+
+
+def _guesses(
+    target: Target, features: int, results: Mapping[str, Any], details: Mapping[str, Any]
+) -> dict[str, Guess]:
+    """Return the baselines that the run has kept; of older runs a guess alone.
+
+    Raises:
+        SennError: they don't fit its network.
+    """
+    outputs = len(target.labels) or 1
+    # Older runs have the classes' rows, test rows among them.
+    counts = (results.get("data") or {}).get("class_rows")
+    guess = details.get("constant")
+    if guess is None and isinstance(counts, list):
+        guess = [count / max(sum(counts), 1) for count in counts]
+    if guess is None and not target.labels:
+        guess = [0.0]
+    linear = details.get("linear")
+    shapes = [] if guess is None else [len(guess) == outputs]
+    if linear is not None:
+        weight = linear["weight"]
+        shapes.append(len(weight) == features and len(linear["bias"]) == outputs)
+        shapes.append(all(len(row) == outputs for row in weight))
+    if not all(shapes):
+        raise SennError("the run's baselines don't fit its network")
+    found: dict[str, Guess] = {}
+    if guess is not None:
+        constant = np.asarray(guess, dtype=np.float64)[None]
+        found[CONSTANT] = lambda x: np.repeat(constant, len(x), axis=0)
+    if linear is not None:
+        found[LINEAR] = LinearModel.from_dict(linear, is_classifier=bool(target.labels))
+    return found

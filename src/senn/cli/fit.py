@@ -28,6 +28,7 @@ from senn.cli.workers import WorkerCheckpointer, processes, shared_state
 from senn.collectives import Communicator
 from senn.data.images import is_images
 from senn.errors import SennError
+from senn.events.run_schema import TestDetails
 from senn.runs import FIGURE, FitOptions, RunFolder, read_start
 from senn.training import TrainResult
 from senn.training.callbacks import Callback
@@ -144,12 +145,12 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         # The network is final now, so a signal has nothing left to save.
         signals.ignore_further()  # writing takes a moment only
         with _damage_in_one_sentence(checkpointer):
-            scores = test_record(preparation, trained.model, signals)
+            scores, details = test_record(preparation, trained.model, signals)
         results = run_results(preparation, trained, scores, folds)
         # An interrupted run must not replace one that came to its end: its checkpoints stay beside it.
         written = not (trained.interrupted and folder.replaces_another)
         if written:
-            _write(folder, signals, preparation, trained, results)
+            _write(folder, signals, preparation, trained, (results, details))
             folder.publish(keep=trained.interrupted)
     if written:
         report_outcome(say, out, results, as_json=arguments.json)
@@ -291,12 +292,15 @@ def _write(
     signals: Signals,
     preparation: Prepared,
     trained: TrainResult,
-    results: dict[str, Any],
+    scores: tuple[dict[str, Any], TestDetails | None],
 ) -> None:
     # The figure is drawn after all that matters is written, and may be left out; the results come last,
     # since they hold the checksums of the other files.
     save(folder.draft, trained.model, {"encoder": preparation.record()})
     folder.write_history(trained.history)
+    results, details = scores
+    if details is not None:
+        folder.write_test(details)
 
     def draw() -> bool:
         growth_figure(trained.history, folder.draft / FIGURE, preparation.start)

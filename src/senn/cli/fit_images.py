@@ -194,6 +194,16 @@ class ImagePreparation:
         return None if part is None else (_tensor(planes(part)), _tensor(part.labels))
 
     @property
+    def times(self) -> None:
+        """None: images have no order."""
+        return
+
+    @property
+    def latest(self) -> None:
+        """None: images have no order."""
+        return
+
+    @property
     def folds(self) -> tuple[()]:
         """None: images aren't cross-validated."""
         return ()
@@ -217,11 +227,18 @@ class ImagePreparation:
 
     def train_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return pixels (images, numbers) from 0 to 1 and classes of the training part, for baselines."""
-        return _flat(self.train_part)
+        return flat(self.train_part)
 
     def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return those of the test part."""
-        return _flat(self.test_part)
+        return flat(self.test_part)
+
+    mean = 0.0
+    """Classes have none."""
+
+    def test_pixels(self) -> NDArray[np.uint8]:
+        """Return the images of the test part, (images, side, side, channels)."""
+        return self.test_part.pixels
 
     def record(self) -> dict[str, Any]:
         """Return the encoding of the images, JSON-able."""
@@ -245,7 +262,8 @@ def _remarks(collection: Collection, train: Images, test: Images, recipe: TrainC
     return notes
 
 
-def _flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
+def flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return pixels (images, numbers) from 0 to 1 and classes, for linear models."""
     pixels = images.pixels.reshape(len(images.pixels), -1)
     return pixels.astype(np.float32) / 255, np.asarray(images.labels)
 

@@ -56,6 +56,8 @@ class Preparation:
         recipe: training configuration.
         scorer: what predictions of the test part are scored by.
         clusters: (test rows,) numbers of the rows that belong together; None where each stands for itself.
+        times: (test rows,) their times where they are the latest; else None.
+        latest: mean target of the latest training rows, standardized; None where rows have no order, and for classes.
         validation: (k,) long numbers of the training rows that are held out for validation; None where training draws
             them.
         remarks: on the rows, one sentence each.
@@ -71,6 +73,8 @@ class Preparation:
     recipe: TrainConfig
     scorer: Scorer
     clusters: NDArray[Any] | None = None
+    times: NDArray[Any] | None = None
+    latest: float | None = None
     validation: Tensor | None = None
     remarks: tuple[str, ...] = ()
     folds: tuple[TableParts, ...] = ()
@@ -170,6 +174,15 @@ class Preparation:
     def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return those of the test part."""
         return self.x_test.numpy(), self.y_test.numpy()
+
+    @property
+    def mean(self) -> float:
+        """Mean of the training rows' targets, for numbers."""
+        return self.encoder.target.mean
+
+    def test_pixels(self) -> None:
+        """None: a table has no images."""
+        return
 
     def record(self) -> dict[str, Any]:
         """Return the encoding of the columns, JSON-able."""
@@ -328,6 +341,8 @@ class _Source:
             validation=None if validation is None else torch.from_numpy(validation),
             scorer=scorer,
             clusters=parts.clusters,
+            times=parts.times,
+            latest=None if parts.latest is None or y.dim() < 2 else float(y[parts.latest].mean()),
             recipe=_checked(recipe, encoder, x.shape[1], begun_with),
         )
 

@@ -13,7 +13,7 @@ from senn.checkpoint import DESCRIPTION, WEIGHTS
 from senn.cli.prepared_data import Prepared
 from senn.cli.score_lines import fold_table, score_table, tested
 from senn.events import Frontier
-from senn.runs import FIGURE, HISTORY, RESULTS
+from senn.runs import FIGURE, HISTORY, RESULTS, TEST
 from senn.training.progress import widths
 
 _WITHIN = 0.01
@@ -48,13 +48,15 @@ def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_j
     if results["test"]:
         for line in score_table(results, tested(results["data"])):
             say(line)
+    for note in results.get("test_notes") or ():
+        say(f"note: {note}")
     say(
         f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
         f"{results['seconds']:.1f} seconds"
     )
     if results["frontier"] is not None:
         say(_smaller(Frontier.from_dict(results["frontier"])))
-    names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, FIGURE)
+    names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, TEST, FIGURE)
     say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 

@@ -48,7 +48,7 @@ missing cells by itself. Images are PNG, JPEG, WebP, BMP, GIF or TIFF files of a
 folder with one subfolder for each class, or IDX or Parquet files; they train a convolutional
 network. A test part is held out and scored once, at the end. The files are model.safetensors and model.json
 (for 'senn predict' and senn.load), results.json (scores, architecture), history.jsonl (every
-epoch and change of size) and growth.png.
+epoch and change of size), test.json (what 'senn report' draws of the test) and growth.png.
 
 examples:
   senn fit wine --dry-run                                show what would be done

@@ -18,6 +18,8 @@ from scipy import sparse, stats
 from senn.cli.metrics import CALIBRATION_BINS, calibration_bins, metric_value
 from senn.training import Metric
 
+_FEWEST_TIMES = 8
+
 Floats = NDArray[np.float64]
 Weighed = Callable[[Floats], Floats]
 """Maps weights (resamples, rows) to a score for each resample."""
@@ -176,6 +178,36 @@ def number_intervals(values: NDArray[Any], truth: NDArray[Any], scale: float) ->
         "rmse": lambda weights: np.sqrt(square(weights)) * scale,
         "mae": lambda weights: _mean(np.abs(error))(weights) * scale,
     }
+
+
+def independent_rows(errors: Floats, times: NDArray[Any]) -> tuple[float, float]:
+    """Estimate how many independent rows a series of errors is worth.
+
+    Neighbors that err alike say the same thing again. With a correlation r of neighbors, as of a first-order
+    autoregression, n times are worth n (1 - r) / (1 + r) (Bayley & Hammersley 1946).
+
+    Args:
+        errors: (rows,) signed errors.
+        times: (rows,) their times; errors of one time are averaged.
+
+    Returns:
+        That number, and the correlation of neighboring times: 0 where there are too few of them to tell.
+
+    >>> independent_rows(np.array([1.0, -1.0, 1.0, -1.0] * 5), np.arange(20))
+    (20.0, 0.0)
+    """
+    _, codes, counts = np.unique(times, return_inverse=True, return_counts=True)
+    series = np.bincount(codes, errors) / counts
+    series = series - series.mean()
+    total = float(series @ series)
+    number = len(series)
+    if number < _FEWEST_TIMES or not total:
+        return float(number), 0.0
+    # Of a mean taken off, a few independent rows look less alike than they are by one in n.
+    correlation = min(float(series[1:] @ series[:-1]) / total + 1 / number, 0.999)
+    if correlation < 2 / number**0.5:  # as independent rows have by chance, too
+        return float(number), 0.0
+    return number * (1 - correlation) / (1 + correlation), correlation
 
 
 def exact_interval(hits: NDArray[Any], clusters: NDArray[Any] | None = None) -> list[float]:

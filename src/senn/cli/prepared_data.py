@@ -90,6 +90,14 @@ class Prepared(Protocol):
         """Numbers of the test rows that belong together, (rows,); None where each stands for itself."""
 
     @property
+    def times(self) -> NDArray[Any] | None:
+        """Times of the test rows, (rows,), where these are the latest; else None."""
+
+    @property
+    def latest(self) -> float | None:
+        """Encoded target of the latest training rows, a number; None where they have no order."""
+
+    @property
     def folds(self) -> Sequence[Any]:
         """Parts of a cross-validation; none without `--cv`."""
 
@@ -108,6 +116,13 @@ class Prepared(Protocol):
 
     def test_arrays(self) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return those of the test part."""
+
+    @property
+    def mean(self) -> float:
+        """Mean of the training rows' targets, for numbers; else 0."""
+
+    def test_pixels(self) -> NDArray[np.uint8] | None:
+        """Return the images of the test part, (images, side, side, channels); None for a table."""
 
     def record(self) -> dict[str, Any]:
         """Return what `senn predict` needs besides the network, JSON-able."""

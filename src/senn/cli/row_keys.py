@@ -72,6 +72,11 @@ class RowKeys:
         keys = self.groups if self.times is None else self.times
         return keys is None or len(np.unique(keys)) > 1
 
+    @property
+    def latest(self) -> RowNumbers | None:
+        """Numbers of the rows of the latest time; None without times."""
+        return None if self.times is None else np.flatnonzero(self.times == self.times.max())
+
     def take(self, rows: RowNumbers) -> RowKeys:
         """Return the keys of some rows."""
         groups, times = (None if keys is None else keys[rows] for keys in (self.groups, self.times))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-CONSTANT, LINEAR = "constant", "linear"
+CONSTANT, LATEST, LINEAR = "constant", "latest", "linear"
 """Names of the baselines in `results.json`."""
 
 _MOST_CLASSES = 12
@@ -83,6 +83,7 @@ def heads(scores: Collection[str]) -> dict[str, str]:
     """Return what baselines are called beside scores of these names."""
     return {
         CONSTANT: "majority guess" if "accuracy" in scores else "mean guess",
+        LATEST: "latest value",
         LINEAR: "linear model",
     }
 

@@ -25,7 +25,7 @@ from senn.cli.metrics import (
     number_scores,
     positive_class,
 )
-from senn.cli.score_lines import CONSTANT, LINEAR
+from senn.cli.score_lines import CONSTANT, LATEST, LINEAR
 from senn.data import Target
 from senn.errors import SennError
 from senn.training import Metric, Task
@@ -160,6 +160,20 @@ class Scorer:
             found[self.metric.name] = metric_interval(self.metric, predictions, truth, clusters)
         return found
 
+    def errors(self, predictions: NDArray[Any], truth: NDArray[Any]) -> NDArray[np.float64]:
+        """Return a number for each row that says how it was missed, (rows,).
+
+        Args:
+            predictions: (rows, classes) probabilities, or (rows, 1) standardized numbers.
+            truth: encoded targets of the rows.
+
+        Returns:
+            Predicted less true number, or the probability that the true class lacks.
+        """
+        if self.task == "regression":
+            return np.asarray((predictions - truth)[:, 0], dtype=np.float64)
+        return 1.0 - predictions[np.arange(len(truth)), truth].astype(np.float64)
+
     def confusion(self, predictions: NDArray[Any], truth: NDArray[Any]) -> list[list[int]] | None:
         """Count the rows of each class that are taken for each class, true classes by rows.
 
@@ -177,19 +191,34 @@ class Scorer:
         return [[int(one) for one in row] for row in counts]
 
     def baselines(
-        self, train: tuple[NDArray[Any], NDArray[Any]], test: tuple[NDArray[Any], NDArray[Any]]
-    ) -> dict[str, Scores]:
-        """Score a constant guess and a linear model, both of the training rows.
+        self, train: tuple[NDArray[Any], NDArray[Any]], latest: float | None = None
+    ) -> dict[str, baselines.Guess]:
+        """Fit a constant guess and a linear model to the training rows.
 
         Args:
             train: encoded inputs (rows, features) and targets of the training rows.
-            test: those of the test rows.
+            latest: standardized number that the latest of them have; None where they have no order.
+
+        Returns:
+            The guesses by name; without a linear model where that would take too long.
         """
         classes = len(self.labels) or None
-        guesses = {
-            CONSTANT: baselines.constant(train[1], classes),
-            LINEAR: baselines.linear(*train, classes),
-        }
+        guesses = {CONSTANT: baselines.constant(train[1], classes)}
+        if latest is not None and self.task == "regression":
+            guesses[LATEST] = baselines.constant(np.full((1, 1), latest), None)
+        if (linear := baselines.linear(*train, classes)) is not None:
+            guesses[LINEAR] = linear
+        return guesses
+
+    def baseline_scores(
+        self, guesses: Mapping[str, baselines.Guess], test: tuple[NDArray[Any], NDArray[Any]]
+    ) -> dict[str, Scores]:
+        """Score baselines.
+
+        Args:
+            guesses: by name.
+            test: encoded inputs and targets of the test rows.
+        """
         return {name: self.scores(guess(test[0]), test[1]) for name, guess in guesses.items()}
 
     def record(self) -> dict[str, Any]:

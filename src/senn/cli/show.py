@@ -83,9 +83,10 @@ def _lines(results: dict[str, Any]) -> list[str]:
         *fold_table(results.get("cross_validation")),
         # No scores: a signal came, and there was no time left for the test.
         *score_table(results, tested(data)),
-        *confusion_lines(results.get("confusion"), data.get("classes") or ()),
-        f"{size}, {results['seconds']:.1f} seconds, {choices}",
+        *(f"note: {note}" for note in results.get("test_notes") or ()),
     ]
+    lines += confusion_lines(results.get("confusion"), data.get("classes") or ())
+    lines.append(f"{size}, {results['seconds']:.1f} seconds, {choices}")
     if results["interrupted"]:
         lines.append("training was interrupted")
     return lines

@@ -32,6 +32,8 @@ class TableParts:
         validation: positions in `train` of the rows for validation; None where training draws them.
         left_out: columns that are no features, with the reason as the end of a sentence on the column.
         clusters: (test rows,) numbers of the rows that belong together; None where each stands for itself.
+        times: (test rows,) their times where they are the latest; else None.
+        latest: positions in `train` of the rows of the latest time; None where rows have no order.
         notes: remarks, one sentence each.
     """
 
@@ -40,6 +42,8 @@ class TableParts:
     validation: RowNumbers | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     clusters: NDArray[Any] | None = None
+    times: NDArray[Any] | None = None
+    latest: RowNumbers | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -209,6 +213,8 @@ class _Divider:
             validation=validation,
             left_out=self._no_features,
             clusters=self.keys.clusters(held_out),
+            times=self.keys.take(held_out).times,
+            latest=self.keys.take(train).latest,
             notes=tuple(notes),
         )
 

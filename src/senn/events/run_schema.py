@@ -204,6 +204,32 @@ class CrossValidation(TypedDict):
     baselines: dict[str, dict[str, Figure]]
 
 
+class WrongImage(TypedDict):
+    """A test image that was taken for another class."""
+
+    image: str
+    true: int
+    taken_for: int
+    probability: Figure
+
+
+class LinearRecord(TypedDict):
+    """A linear model on the encoded inputs."""
+
+    weight: list[list[float]]
+    bias: list[float]
+
+
+class TestDetails(TypedDict):
+    """What is kept of a test beside its scores, in `test.json`."""
+
+    pairs: list[tuple[float, float]] | None
+    wrong: int | None
+    wrongest: list[WrongImage]
+    constant: list[float]
+    linear: LinearRecord | None
+
+
 class Results(TypedDict):
     """Content of `results.json`."""
 
@@ -224,6 +250,7 @@ class Results(TypedDict):
     confusion: NotRequired[list[list[int]] | None]
     cross_validation: NotRequired[CrossValidation | None]
     metric: NotRequired[str | None]
+    test_notes: NotRequired[list[str]]
     positive: NotRequired[str | int | float | bool | None]
     validation: dict[str, Figure]
     growth_events: NotRequired[int]
@@ -244,6 +271,19 @@ def check_results(results: object, what: str) -> None:
         SennError: a field is missing, or isn't what it should be.
     """
     check_value(Results, results, what)
+
+
+def check_details(details: object, what: str) -> None:
+    """Check what is kept of a test beside its scores.
+
+    Args:
+        details: content of `test.json`.
+        what: subject of the error's sentence.
+
+    Raises:
+        SennError: a field is missing, or isn't what it should be.
+    """
+    check_value(TestDetails, details, what)
 
 
 def check_folds(folds: object, what: str) -> None:

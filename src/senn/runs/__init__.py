@@ -1,8 +1,9 @@
 """Folders of runs: written whole or not at all, read only if intact, and resumed after a kill.
 
-A finished run has its files in the folder itself: the network, `history.jsonl`, `growth.png`, and `results.json` with
-the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was called, on which data),
-`history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its own name is complete.
+A finished run has its files in the folder itself: the network, `history.jsonl`, `test.json`, `growth.png`, and
+`results.json` with the checksums of all. While it goes on, everything is in `unfinished/`: `run.json` (how it was
+called, on which data), `history.jsonl` as far as it has come, and the last two of `checkpoint-NNN/`. Whatever has its
+own name is complete.
 """
 
 from senn.runs.fit_options import FitOptions
@@ -12,11 +13,13 @@ from senn.runs.saved_run import (
     HISTORY,
     REPORT,
     RESULTS,
+    TEST,
     SavedRun,
     check,
     complete,
     read,
     read_start,
+    read_test,
 )
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "HISTORY",
     "REPORT",
     "RESULTS",
+    "TEST",
     "FitOptions",
     "RunFolder",
     "SavedRun",
@@ -31,4 +35,5 @@ __all__ = [
     "complete",
     "read",
     "read_start",
+    "read_test",
 ]

@@ -25,6 +25,8 @@ from senn.runs.saved_run import (
     REPORT,
     RESULTS,
     RUN,
+    TEST,
+    TEST_FORMAT,
     UNFINISHED,
     VERSION,
     complete,
@@ -224,6 +226,11 @@ class RunFolder(UnfinishedRun):
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Write the history into the draft, a JSON document per line."""
         (self.draft / HISTORY).write_bytes(history_lines(records))
+
+    def write_test(self, details: Mapping[str, Any]) -> None:
+        """Write what is kept of the test beside its scores into the draft."""
+        document = {"format": TEST_FORMAT, "version": VERSION, **atomic_files.plain(details)}
+        (self.draft / TEST).write_bytes(atomic_files.to_checksummed_json(document, indent=None))
 
     def write_results(self, document: Mapping[str, Any]) -> None:
         """Write the results and the checksums of all other files of the draft, after which no more may be written."""

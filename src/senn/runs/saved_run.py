@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from senn import atomic_files
 from senn.errors import SennError
-from senn.events.run_schema import check_history, check_results
+from senn.events.run_schema import check_details, check_history, check_results
 from senn.runs.fit_options import FitOptions
 from senn.runs.record_names import current_record
 
@@ -20,7 +20,10 @@ RESULTS, HISTORY, FIGURE, REPORT = "results.json", "history.jsonl", "growth.png"
 UNFINISHED, RUN, STATE, NUMBERS = "unfinished", "run.json", "state.json", "state.safetensors"
 FOLDS = "folds.json"
 """Scores of the folds of a cross-validation that are finished."""
+TEST = "test.json"
+"""What is kept of the test beside its scores: predictions to draw, the wrongest images, the baselines."""
 FORMAT, CHECKPOINT, FOLDS_FORMAT = "senn-run", "senn-checkpoint", "senn-folds"
+TEST_FORMAT = "senn-test"
 VERSION, VERSIONS = 2, (1, 2)
 """Version of the files that are written, and all that are read."""
 
@@ -268,6 +271,30 @@ def read_results(place: Path) -> dict[str, Any]:
     results = read_document(place / RESULTS, FORMAT)
     check_results(results, repr(str(place / RESULTS)))
     return results
+
+
+def read_test(path: str | Path) -> dict[str, Any] | None:
+    """Read what a finished run's folder holds of its test beside the scores.
+
+    Args:
+        path: folder of the run.
+
+    Returns:
+        Its content, as `senn.events.run_schema.TestDetails` has it; None for a run without, as of an older version.
+
+    Raises:
+        SennError: it is damaged.
+    """
+    place = complete(Path(path))
+    results = read_results(place) if (place / RESULTS).exists() else {}
+    if TEST not in (results.get("files") or {}):
+        return None
+    with open_intact(place, results, TEST, atomic_files.MOST) as file:
+        document = atomic_files.parse_checksummed_json(
+            file.read(), place / TEST, TEST_FORMAT, VERSIONS
+        )
+    check_details(document, repr(str(place / TEST)))
+    return document
 
 
 def open_intact(folder: Path, results: Mapping[str, Any], name: str, most: int) -> BinaryIO:
