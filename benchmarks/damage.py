@@ -7,7 +7,7 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ HOSTILE = [
     {"items": 3},
     10**400,
     "\x1b[2J",
+    "\x1b]0;title\x07",
+    "\x9b2J",
     "\udce9",
 ]
 
@@ -117,68 +119,131 @@ def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
         yield from _leaves(item, (*path, key))
 
 
+def _scaled(value: Any, draw: random.Random) -> Any:
+    """Another value of the same kind, which no check of types would notice."""
+    if isinstance(value, bool) or value is None:
+        return not value
+    if isinstance(value, int | float):
+        return draw.choice([0, -value, value + 1, value * 1000, value / 3, float(value)])
+    if isinstance(value, str):
+        return draw.choice(["", value.upper(), f"{value}x", value * 9, f" {value}"])
+    if isinstance(value, list):
+        return draw.choice([[], value[:-1], value + value[-1:], value * 2, value[::-1]])
+    return draw.choice([{}, {**value, "more": 1}, {str(key): 0 for key in value}])
+
+
+def mutate(document: Any, draw: random.Random) -> None:
+    """Change one value of a JSON document, at any depth: into a hostile one, a likely one, or nothing."""
+    places = [*_leaves(document)]
+    if not places:
+        return
+    *parents, key = draw.choice(places)
+    holder = document
+    for parent in parents:
+        holder = holder[parent]
+    kind = draw.random()
+    if kind < 0.5:
+        holder[key] = draw.choice(HOSTILE)
+    elif kind < 0.85:
+        holder[key] = _scaled(holder[key], draw)
+    else:
+        del holder[key]
+
+
 def _forge(path: Path, draw: random.Random) -> None:
     """One value replaced, or one tensor, and every checksum that tells of it repaired."""
     if path.suffix == ".json":
         document = json.loads(path.read_text())
-        *parents, key = draw.choice([*_leaves(document)])
-        holder = document
-        for parent in parents:
-            holder = holder[parent]
-        holder[key] = draw.choice(HOSTILE)
+        mutate(document, draw)
         with contextlib.suppress(ValueError, TypeError):
             document["checksum"] = atomic_files.checksum(document)
         path.write_text(json.dumps(document))
+    elif path.suffix == ".jsonl":
+        lines = path.read_text().splitlines() or ["{}"]
+        at = draw.randrange(len(lines))
+        record = json.loads(lines[at])
+        mutate(record, draw)
+        lines[at] = json.dumps(record)
+        path.write_text("".join(f"{line}\n" for line in lines))
+    elif path.suffix == ".safetensors" and draw.random() < 0.4:
+        data = path.read_bytes()
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.loads(data[8:end])
+        mutate(header, draw)
+        path.write_bytes(_header(header) + data[end:])
     elif path.suffix == ".safetensors":
-        tensors = safetensors.numpy.load(path.read_bytes())
-        name = draw.choice([*tensors])
-        old = tensors[name]
-        new = [
-            old.astype(np.int16),
-            old.astype(np.float64),
-            old.reshape(-1),
-            old[..., None],
-            np.full_like(old, 255),
-        ]
-        tensors[name] = draw.choice(
-            [*new, np.zeros((3, 1), np.float32), np.full(old.shape, np.nan)]
-        )
-        path.write_bytes(
-            safetensors.numpy.save({key: np.ascontiguousarray(one) for key, one in tensors.items()})
-        )
-    else:
-        path.write_bytes(path.read_bytes().replace(b":", b",", 1))
+        path.write_bytes(_other_tensor(path.read_bytes(), draw))
     _repair(path)
+
+
+def _other_tensor(data: bytes, draw: random.Random) -> bytes:
+    """Weights of which one tensor has another type, shape or content."""
+    tensors = safetensors.numpy.load(data)
+    name = draw.choice([*tensors])
+    old = tensors[name]
+    new = [
+        old.astype(np.int16),
+        old.astype(np.float64),
+        old.reshape(-1),
+        old[..., None],
+        np.full_like(old, 255),
+    ]
+    tensors[name] = draw.choice([*new, np.zeros((3, 1), np.float32), np.full(old.shape, np.nan)])
+    return safetensors.numpy.save({key: np.ascontiguousarray(one) for key, one in tensors.items()})
 
 
 def _repair(path: Path) -> None:
     """Have the documents beside a file tell of it as it is now."""
     data = path.read_bytes()
     told = {"bytes": len(data), "sha256": atomic_files.bytes_digest(data)}
-    for name in ("model.json", "results.json", "state.json"):
-        other = path.with_name(name)
+    states = path.parent.glob("checkpoint-*/state.json")
+    for other in (*map(path.with_name, ("model.json", "results.json", "state.json")), *states):
         if other == path or not other.is_file():
             continue
         document = json.loads(other.read_text())
-        if name == "model.json" and path.name == "model.safetensors":
-            document["weights_sha256"] = told["sha256"]
-        elif name == "state.json" and path.name == "state.safetensors":
-            document["numbers"] = told
-        elif name == "results.json" and path.name in document.get("files", {}):
-            document["files"][path.name] = told
-        else:
+        if not isinstance(document, dict) or not _retell(document, path, other.name, told):
             continue
-        document["checksum"] = atomic_files.checksum(document)
+        with contextlib.suppress(ValueError, TypeError):
+            document["checksum"] = atomic_files.checksum(document)
         other.write_text(json.dumps(document))
         _repair(other)
 
 
-def damage(folder: Path, other: Path, draw: random.Random) -> tuple[str, bool]:
-    """Damage one file of a folder; says how, and whether checksums were repaired."""
+def _retell(document: dict[str, Any], path: Path, name: str, told: dict[str, Any]) -> bool:
+    """Bring the digest of a file in a document up to date; says whether it has one."""
+    if name == "model.json" and path.name == "model.safetensors":
+        document["weights_sha256"] = told["sha256"]
+    elif name == "state.json" and path.name == "state.safetensors":
+        document["numbers"] = told
+    elif name == "state.json" and path.name == "history.jsonl":
+        document["history"] = told
+    elif name == "state.json" and path.name == "run.json":
+        document["run"] = json.loads(path.read_text()).get("checksum")
+    elif name == "results.json" and path.name in (document.get("files") or {}):
+        document["files"][path.name] = told
+    else:
+        return False
+    return True
+
+
+KINDS = ("bytes", "bytes", "place", "swap", "forged")
+
+
+def damage(
+    folder: Path, other: Path, draw: random.Random, kinds: Sequence[str] = KINDS
+) -> tuple[str, bool]:
+    """Damage one file of a folder; says how, and whether checksums were repaired.
+
+    Args:
+        folder: of a run or of a saved model.
+        other: folder of another run, to swap files with.
+        draw: source of chance.
+        kinds: of damage, of which one is drawn.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".png")
     path = draw.choice(files)
     name = str(path.relative_to(folder))
-    kind = draw.choice(["bytes", "bytes", "place", "swap", "forged"])
+    kind = draw.choice(kinds)
     if kind == "bytes":
         how = draw.choice([*BYTES])
         path.write_bytes(BYTES[how](path.read_bytes(), draw))

@@ -316,6 +316,18 @@ def test_what_is_not_to_be_replaced(tmp_path, name):
     assert (tmp_path / name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["model.json", "results.json", "growth.png"])
+def test_a_folder_where_a_file_belongs_is_refused_before_any_work(tmp_path, name):
+    with begun(tmp_path) as folder:
+        folder.save({"a": 1}, b"first")
+    (tmp_path / name).mkdir()
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    for options in ({"resume": True}, {"overwrite": True}):
+        with pytest.raises(SennError, match=f"{name}' is a folder, where a file belongs"):
+            RunFolder(tmp_path, **options)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
 def test_two_hundred_damaged_folders(tmp_path, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks" / "damaged_folders.py"
     monkeypatch.syspath_prepend(path.parent)

@@ -1,6 +1,7 @@
 """A user's own images: folders of classes, IDX and parquet of any size, what is left out, and new images."""
 
 import gzip
+import importlib.util
 import io
 import json
 
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from senn.data.images import ImageEncoder, collect, is_images
+from senn.data.images import ImageEncoder, collect, decode, is_images, rgb
 from senn.data.images import folders as module
 from senn.data.images.folders import Entry, common_side, square, squares
 from senn.errors import SennError
@@ -85,7 +86,7 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
     (root / "cat" / "a.png").write_bytes(whole[: len(whole) // 2])
     (root / "cat" / "b.png").write_text("no image")
     (root / "dog" / "c.ppm").write_bytes(encoded(picture(), "PPM"))
-    (root / "dog" / "d.png").write_bytes(encoded(Image.fromarray(np.full((9, 9), 3000, np.uint16))))
+    (root / "dog" / "d.png").write_bytes(encoded(Image.new("F", (9, 9)), "TIFF"))
     (root / "dog" / "e.png").write_bytes(b"")
     found = collect(str(root))
     assert len(found.train) == 6
@@ -93,7 +94,7 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
     assert [one.name for one in found.left_out] == names
     assert all(repr(name) in one.reason for name, one in zip(names, found.left_out, strict=True))
     assert "truncated" in found.left_out[0].reason
-    assert "I;16" in found.left_out[3].reason
+    assert "mode F" in found.left_out[3].reason
     assert all("none of JPEG, PNG" in found.left_out[at].reason for at in (1, 2, 4))
 
 
@@ -146,6 +147,58 @@ def test_modes_become_rgb(mode):
     assert made.pixels.shape == (1, 20, 20, 3)
     if form == "PNG":
         np.testing.assert_array_equal(made.pixels[0], np.asarray(image.convert("RGB")))
+
+
+def sixteen_bits(form, **options):
+    """A ramp over all values of 16 bits, and what it should become."""
+    ramp = np.linspace(0, 65_535, 400).round().astype(np.uint16).reshape(20, 20)
+    return encoded(Image.fromarray(ramp), form, **options), np.round(ramp / 257).astype(int)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_and_not_clipped(form):
+    content, expected = sixteen_bits(form)
+    pixels = decode(content, "x").astype(int)
+    np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, axis=2))
+
+
+def test_a_tiff_names_its_largest_value_and_what_zero_means():
+    ramp = np.arange(4096, dtype=np.uint16).reshape(64, 64)
+    content = encoded(Image.fromarray(ramp), "TIFF", tiffinfo={281: 4095})
+    np.testing.assert_array_equal(decode(content, "x")[..., 0], np.round(ramp * (255 / 4095)))
+    inverted, expected = sixteen_bits("TIFF", tiffinfo={262: 0})
+    np.testing.assert_array_equal(decode(inverted, "x")[..., 0], 255 - expected)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1", "YCbCr"])
+def test_strips_make_the_same_pixels_as_the_whole(monkeypatch, mode):
+    monkeypatch.setattr(rgb, "_STRIP", 100)
+    image = picture((30, 21), "RGBA" if mode == "RGBA" else "RGB").convert(mode)
+    if mode == "RGBA":
+        image.putalpha(picture((30, 21), "L", seed=1))
+    form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG"
+    content = encoded(image, form)
+    few = decode(content, "x")
+    monkeypatch.setattr(rgb, "_STRIP", 1 << 20)
+    np.testing.assert_array_equal(few, decode(content, "x"))
+    assert few.shape == (21, 30, 3)
+
+
+def test_heic_is_read_where_its_package_is_and_named_elsewhere():
+    head = b"\0\0\0\x18ftypheic" + bytes(60)
+    if importlib.util.find_spec("pillow_heif") is None:
+        with pytest.raises(SennError, match=r"HEIC needs the package 'pillow_heif'.*senn\[heic\]"):
+            decode(head, "x")
+        return
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 90))).save(buffer, quality=95)
+    pixels = decode(buffer.getvalue(), "x")
+    assert pixels.shape == (48, 64, 3)
+    np.testing.assert_allclose(pixels.mean((0, 1)), (200, 30, 90), atol=4)
+    with pytest.raises(SennError, match="can't be decoded as an image"):
+        decode(head, "x")
 
 
 def test_exif_orientation_and_transparency():

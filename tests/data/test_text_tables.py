@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from senn.data import read_table
-from senn.data.tabular import containers
+from senn.data.tabular import containers, readers
 from senn.errors import SennError
 
 PLAIN = "a,b,town\n" + "".join(f"{at},{at / 2},{'Ulm' if at % 2 else 'Köln'}\n" for at in range(8))
@@ -249,6 +249,38 @@ class TestLimits:
             SennError, match=r"unpacks to more than [0-9]+ MiB, which no table does"
         ):
             read_table(path)
+
+    def test_a_text_that_is_repeated_beyond_the_memory_is_refused(self, tmp_path, monkeypatch):
+        import pyarrow as pa
+        from pyarrow import parquet as pq
+
+        monkeypatch.setattr(readers, "_MOST", 1 << 20)
+        few = pa.DictionaryArray.from_arrays(pa.array([0] * 900, pa.int32()), ["x" * 50_000])
+        pq.write_table(pa.table({"a": few}), tmp_path / "t.parquet", store_schema=False)
+        with pytest.raises(SennError, match="claims 900 rows of 1 columns"):
+            read_table(tmp_path / "t.parquet")
+        one = pa.table({"a": ["x" * 50_000, *"bcd"]})
+        pq.write_table(one, tmp_path / "t.parquet")
+        assert len(read_table(tmp_path / "t.parquet").frame) == 4
+
+    def test_a_cell_far_away_makes_no_sheet_of_billions(self, tmp_path):
+        openpyxl = pytest.importorskip("openpyxl")
+        book = openpyxl.Workbook()
+        book.active["A1"], book.active["XFD90000"] = "a", 1
+        book.save(tmp_path / "t.xlsx")
+        with pytest.raises(SennError, match=r"claims .* rows of 16,384 columns"):
+            read_table(tmp_path / "t.xlsx")
+
+    def test_an_archive_that_lies_of_its_size_is_not_unpacked(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(containers, "_LEAST", 1 << 20)
+        with zipfile.ZipFile(tmp_path / "t.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("t.csv", bytes(8 << 20))
+        content = bytearray((tmp_path / "t.zip").read_bytes())
+        at = content.rindex(b"PK\x01\x02") + 24
+        content[at : at + 4] = (100).to_bytes(4, "little")
+        (tmp_path / "t.zip").write_bytes(content)
+        with pytest.raises(SennError, match=r"unpacks to more than|can't be unpacked"):
+            read_table(tmp_path / "t.zip")
 
     def test_an_archive_in_itself_ends(self, tmp_path):
         content = PLAIN.encode()

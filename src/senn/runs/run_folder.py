@@ -48,6 +48,9 @@ _FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 LOCK = ".lock"
 """File that is locked while a process is at work in a folder."""
 
+_DELIVERED = (RESULTS, HISTORY, FIGURE, "model.json", "model.safetensors")
+"""Files that a run writes into its folder at the end."""
+
 
 class RunFolder(UnfinishedRun):
     """Folder that a run writes to, as a context that holds a lock.
@@ -126,6 +129,10 @@ class RunFolder(UnfinishedRun):
             inside = {entry.name for entry in self.home.iterdir()} if self.home.is_dir() else set()
         except OSError as error:
             raise self.unwritable(error) from error
+        # No file can be renamed onto a folder; the end of the run would be late to find that out.
+        folders = [name for name in _DELIVERED if name in found and _is_folder(self.path / name)]
+        if folders:
+            raise SennError(f"{str(self.path / folders[0])!r} is a folder, where a file belongs")
         if resume:
             if RUN not in inside:
                 raise SennError(
@@ -284,6 +291,10 @@ def _is_report(page: Path) -> bool:
     """Return True if a page was made by `senn report`."""
     with page.open("rb") as file:
         return b'name="generator" content="senn"' in file.read(1000)
+
+
+def _is_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def _digest(path: Path) -> dict[str, Any]:

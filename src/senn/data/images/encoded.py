@@ -1,4 +1,4 @@
-"""Encoded images (JPEG, PNG), one by one and in the rows of parquet files; never more pixels than a limit."""
+"""Encoded images (JPEG, PNG and others), one by one and in rows of parquet files; never more pixels than a limit."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from senn._extras import importing
 from senn.data.images.image_arrays import (
     MOST_BYTES,
     Expected,
@@ -23,6 +25,7 @@ from senn.data.images.image_arrays import (
     reading,
     shown,
 )
+from senn.data.images.rgb import upright_rgb
 from senn.errors import SennError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -31,10 +34,37 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MOST_PIXELS = 2**24
 """Pixels of one image, at most: a header of a few bytes can claim a picture of gigabytes."""
 
-# At most 8 bits per channel: 16-bit gray (I;16) would lose half of its bits in uint8.
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
 # Encoded rows of one batch: at 100 kB each they take 100 MB, twice as many 200 MB.
 _AT_ONCE = 1000
+
+
+_COPIES = {"WEBP": 2}
+"""Formats whose decoders take so many times the memory of others."""
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+
+
+def open_image(source: Path | BinaryIO) -> Image.Image:
+    """Open an image of one of the `FORMATS`, or HEIC if the package for it is installed; reads its header.
+
+    Args:
+        source: the file, or a stream at its beginning.
+
+    Raises:
+        SennError: it is HEIC, and the package isn't installed.
+        OSError, ValueError and others: whatever a decoder makes of damaged bytes.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            head = file.read(12)
+    else:
+        head = source.read(12)
+        source.seek(0)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
+        return Image.open(source, formats=FORMATS)
+    with importing("an image in HEIC", "heic"):
+        from pillow_heif import register_heif_opener
+    register_heif_opener()
+    return Image.open(source, formats=("HEIF",))
 
 
 def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArray[np.uint8]:
@@ -65,28 +95,15 @@ def decode(encoded: bytes, where: str, most_pixels: int = MOST_PIXELS) -> NDArra
 
 
 def _decoded(encoded: bytes, where: str, most_pixels: int) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+    with open_image(io.BytesIO(encoded)) as image:
         # before any pixel is decoded: the size is in the header
-        if image.width * image.height > most_pixels:
+        most = most_pixels // _COPIES.get(image.format or "", 1)
+        if image.width * image.height > most:
             raise SennError(
                 f"{where} is an image of {image.width:,} x {image.height:,} pixels, over the limit of "
-                f"{most_pixels:,} in all"
+                f"{most:,} in all"
             )
-        return _pixels(image, where)
-
-
-def _pixels(image: Image.Image, where: str) -> NDArray[np.uint8]:
-    if image.mode not in _MODES:
-        raise SennError(
-            f"{where} is an image of mode {image.mode}, which can't be taken as 8-bit RGB without loss"
-        )
-    # cameras store a turned picture as it came, with a tag for the rotation
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:
-        # convert("RGB") alone would uncover the color below transparent pixels, which is arbitrary.
-        layer = upright.convert("RGBA")
-        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(upright.convert("RGB"))
+        return upright_rgb(image, where)
 
 
 def decode_all(

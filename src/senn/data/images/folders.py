@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from senn.data.images.encoded import FORMATS, decode
+from senn.data.images.encoded import decode, open_image
 from senn.data.images.image_arrays import MOST_BYTES
 from senn.errors import SennError
 
@@ -103,7 +103,8 @@ def square(image: NDArray[np.uint8], side: int, channels: int = 3) -> NDArray[np
     if image.shape == (side, side, channels):
         return image
     source = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    source = source.convert("L" if channels == 1 else "RGB")
+    mode = "L" if channels == 1 else "RGB"
+    source = source if source.mode == mode else source.convert(mode)  # a copy takes as much again
     # boxes average all pixels where an image shrinks; where it grows they would be visible
     method = Image.Resampling.BOX if min(source.size) > side else Image.Resampling.BILINEAR
     # Cut, not squeezed: squeezing would turn circles into ellipses.
@@ -178,11 +179,13 @@ def sizes(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
 
 
 def _stored_size(entry: Entry) -> tuple[int, int] | None:
-    source = entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
+    source: Path | io.BytesIO = (
+        entry.content if isinstance(entry.content, Path) else io.BytesIO(entry.content)
+    )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(source, formats=FORMATS) as image:
+            with open_image(source) as image:
                 return image.size
     except Exception:  # any error of the decoder on a damaged file, which is named when it is read
         return None

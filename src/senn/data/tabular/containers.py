@@ -20,7 +20,7 @@ from senn.errors import SennError
 STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
 
 _MOST = 8 << 30
-_LEAST, _RATIO = 64 << 20, 100
+_LEAST, _RATIO = 32 << 20, 100
 """A text that packs to less than a hundredth is no table, but may be one that fills the memory."""
 
 _UNPACK: dict[str, Callable[[BinaryIO], Any]] = {
@@ -138,19 +138,33 @@ def _unpacked(source: Source, depth: int = 0) -> Source:
     return Source(**{**vars(source), "suffix": suffix})
 
 
+def _most(source: Source) -> int:
+    """Bytes that a source may unpack to."""
+    return min(_MOST, _LEAST + _RATIO * source.size)
+
+
 def _limited(source: Source, unpack: Callable[[BinaryIO], Any]) -> bytes:
     """Unpack a stream as far as its size makes believable."""
-    most = min(_MOST, _LEAST + _RATIO * source.size)
+    most = _most(source)
     try:
         with source.open() as packed, unpack(packed) as stream:
-            content: bytes = stream.read(most + 1)
+            _measure(stream, most, source)
+        with source.open() as packed, unpack(packed) as stream:
+            content: bytes = stream.read(most)
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise SennError(f"{source.shown!r} can't be unpacked: {error}") from error
-    if len(content) > most:
-        raise SennError(
-            f"{source.shown!r} unpacks to more than {most >> 20} MiB, which no table does"
-        )
     return content
+
+
+def _measure(stream: BinaryIO, most: int, source: Source) -> None:
+    """Refuse what unpacks to too much, before any of it is kept."""
+    total = 0
+    while piece := stream.read(1 << 20):
+        total += len(piece)
+        if total > most:
+            raise SennError(
+                f"{source.shown!r} unpacks to more than {most >> 20} MiB, which no table does"
+            )
 
 
 def _unzipped(source: Source, depth: int) -> Source:
@@ -168,6 +182,9 @@ def _unzipped(source: Source, depth: int) -> Source:
                 listed = ", ".join(map(repr, tables[:4]))
                 count = f"{len(tables)} files ({listed})" if tables else "no file"
                 raise SennError(f"{source.shown!r} holds {count}, where one table is expected")
+            # What a directory claims needn't be so.
+            with archive.open(tables[0]) as packed:
+                _measure(packed, _most(source), source)  # type: ignore[arg-type]
             content = archive.read(tables[0])
     except (zipfile.BadZipFile, RuntimeError, NotImplementedError, OSError, zlib.error) as error:
         raise SennError(f"{source.shown!r} can't be unpacked: {error}") from error
@@ -187,7 +204,7 @@ def check_archive(archive: zipfile.ZipFile, source: Source) -> None:
     Raises:
         SennError: it claims more; what it claims is also as much as is ever unpacked.
     """
-    most = min(_MOST, _LEAST + _RATIO * source.size)
+    most = _most(source)
     if sum(info.file_size for info in archive.infolist()) > most:
         raise SennError(
             f"{source.shown!r} unpacks to more than {most >> 20} MiB, which no table does"

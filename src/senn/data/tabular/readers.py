@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,10 @@ from senn.data.tabular.delimited import check_names, without_row_numbers
 from senn.data.tabular.text_layout import grid_layout
 from senn.errors import SennError
 
-_MOST, _RATIO = 1 << 30, 200
+_MOST, _RATIO = 1 << 28, 200
 """Bytes of cells that any file may claim, and times its size that a larger one may."""
+_OBJECT = 64
+"""Bytes of a cell of a sheet, which is an object of Python."""
 
 _EXTRAS = {"openpyxl": "excel", "xlrd": "excel", "odf": "excel"}
 
@@ -40,8 +42,41 @@ def parquet(source: Source) -> Read:
         about = pq.ParquetFile(stream).metadata
         groups = [about.row_group(at).total_byte_size for at in range(about.num_row_groups)]
         _check_claim(source, about.num_rows, about.num_columns, sum(groups))
+        _check_texts(source, stream)
         stream.seek(0)
         return pd.read_parquet(stream), None, []
+
+
+def _check_texts(source: Source, stream: BinaryIO) -> None:
+    """Refuse texts that are stored once and repeated until they fill the memory."""
+    import pyarrow as pa
+    from pyarrow import compute
+    from pyarrow import parquet as pq
+
+    stream.seek(0)
+    file = pq.ParquetFile(stream)
+    about, schema = file.metadata, file.schema_arrow
+    # at worst each row holds as much as the whole column does
+    worst = max(
+        (about.row_group(at).total_byte_size for at in range(about.num_row_groups)), default=0
+    )
+    texts = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    if not texts or worst * about.num_rows <= max(_MOST, _RATIO * source.size):
+        return
+    stream.seek(0)
+    total = 0
+    for batch in pq.ParquetFile(stream, read_dictionary=texts).iter_batches(columns=texts):
+        for column in batch.columns:
+            if pa.types.is_dictionary(column.type):
+                lengths = compute.binary_length(column.dictionary)
+                total += compute.sum(lengths.take(column.indices)).as_py() or 0
+            else:
+                total += column.nbytes
+        _check_claim(source, about.num_rows, about.num_columns, total)
 
 
 def feather(source: Source) -> Read:
@@ -103,8 +138,15 @@ def excel(source: Source) -> Read:
     with source.open() as stream, pd.ExcelFile(stream) as book:
         names = [str(name) for name in book.sheet_names]
         for name in names:
-            grid = book.parse(
-                name, header=None, keep_default_na=False, na_values=[""], dtype=object
+            if type(book.book).__module__.startswith("openpyxl"):
+                _check_sheet(book.book[name], source)
+            grid = pd.read_excel(
+                book,
+                sheet_name=name,
+                header=None,
+                keep_default_na=False,
+                na_values=[""],
+                dtype=object,
             )
             if not grid.empty:
                 frame, notes = _of_grid(grid, repr(source.shown))
@@ -112,6 +154,20 @@ def excel(source: Source) -> Read:
                     notes.append(f"of {len(names)} sheets {name!r} is read")
                 return frame, None, notes
     raise SennError(f"{source.shown!r} is empty")
+
+
+def _check_sheet(sheet: Any, source: Source) -> None:
+    """Refuse a sheet of a few cells far apart, between which all others would be made."""
+    if not hasattr(sheet, "reset_dimensions"):  # a sheet that is only a chart
+        return
+    # what a sheet says of its own size needn't be so
+    sheet.reset_dimensions()
+    rows = columns = 0
+    for rows, row in enumerate(sheet.iter_rows(values_only=True), start=1):
+        columns = max(columns, len(row))
+        if rows % 1000 == 0:
+            _check_claim(source, rows, columns, _OBJECT * rows * columns)
+    _check_claim(source, rows, columns, _OBJECT * rows * columns)
 
 
 def _of_grid(grid: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, list[str]]:
