@@ -1,5 +1,6 @@
 """An exception in any function that a round calls before it changes the model leaves everything as it was."""
 
+import functools
 import inspect
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from growth_cases import FEW, X, Y
 from torch import nn
 
 import senn
+from senn.checkpoint.model_state import packed
 
 SOURCE = Path(senn.__file__).parent
 OWN = tuple(
@@ -20,6 +22,12 @@ OWN = tuple(
 
 class Interruption(BaseException):
     pass
+
+
+@functools.cache
+def is_of_a_round(code: CodeType) -> bool:
+    # a generator that is thrown away is called to be closed
+    return not code.co_flags & inspect.CO_GENERATOR and code.co_filename.startswith(OWN)
 
 
 class Calls:
@@ -45,10 +53,7 @@ class Calls:
 
     def __call__(self, frame: FrameType, event: str, _: object) -> None:
         code = frame.f_code
-        is_generator = (
-            code.co_flags & inspect.CO_GENERATOR
-        )  # one that is thrown away is called to be closed
-        if event != "call" or is_generator or not code.co_filename.startswith(OWN):
+        if event != "call" or not is_of_a_round(code):
             return
         if code.co_name == "_apply":  # from here on the surgery's own way back counts
             sys.settrace(None)
@@ -74,7 +79,7 @@ def grower(moves: tuple[str, ...]) -> senn.Grower:
 def noted(one: senn.Grower) -> list[object]:
     """All that a round may have changed."""
     session = one._session
-    state = {name: repr(value) for name, value in one.state_dict().items()}
+    state = packed(one.state_dict())
     seen = None if session is None else (session.samples, session.loss, session._fit.maps.keys())
     return [
         state,
