@@ -84,6 +84,11 @@ def _tensors(value: Any) -> list[Tensor]:
     is_empty = isinstance(value, dict | list | tuple | set) and not value
     if is_empty or value is None or isinstance(value, int | float | str):
         return []
+    # Registers hold tensors and None alone: a pytree of each would take as long as the copy.
+    if type(value) is dict and all(
+        one is None or isinstance(one, Tensor) for one in value.values()
+    ):
+        return [one for one in value.values() if one is not None]
     try:
         return pytree.tensor_leaves(value)
     except Exception:  # an object that only looks like a container

@@ -77,7 +77,8 @@ def _with_single_heads(
         # All layers of a model are mostly alike: what was right for one is tried first for the next.
         for guess in sorted(guesses, key=lambda one: _names(one) != known):
             with suppress(_FailedError):
-                groups, known = _confirm(model, passes, (*others, guess), ignored), _names(guess)
+                groups = _confirm(model, passes, (*others, guess), ignored, explains=False)
+                known = _names(guess)
                 for coupled in guess.dims:
                     refusals.pop(coupled.map, None)
                 break
@@ -101,13 +102,15 @@ def _bisect(
 ) -> tuple[Groups, list[Refusal]]:
     """Return the accepted groups and those of some others that hold next to them, and refusals of the rest."""
     # By halves: one copy confirms all groups of most models, and a bad one among n costs about 2 log2(n) copies more.
+    is_single = len(groups) == 1
     try:
-        return _confirm(model, passes, (*accepted, *groups), ignored), []
+        return _confirm(model, passes, (*accepted, *groups), ignored, explains=is_single), []
     except _FailedError as reason:
-        if len(groups) == 1:
+        if is_single:
             for variant in _variants(groups[0]):
+                tried = (*accepted, variant)
                 with suppress(_FailedError):
-                    return _confirm(model, passes, (*accepted, variant), ignored), []
+                    return _confirm(model, passes, tried, ignored, explains=False), []
             return accepted, _refusals(groups[0], str(reason))
     half = len(groups) // 2
     accepted, first = _bisect(model, passes, accepted, groups[:half], ignored)
@@ -148,9 +151,17 @@ def _refusals(group: ChannelGroup, reason: str) -> list[Refusal]:
 
 
 def _confirm(
-    model: nn.Module, passes: Sequence[ForwardPass], groups: Groups, ignored: Collection[str]
+    model: nn.Module,
+    passes: Sequence[ForwardPass],
+    groups: Groups,
+    ignored: Collection[str],
+    *,
+    explains: bool,
 ) -> Groups:
-    """Return groups with the layout of single units resolved; raise if a widened copy contradicts them."""
+    """Return groups with the layout of single units resolved; raise if a widened copy contradicts them.
+
+    With `explains` the error says why the last of them is wrong; without, its outputs alone may have told.
+    """
     if not groups:
         return groups
     trial = copy_model(model)
@@ -161,9 +172,16 @@ def _confirm(
     )
     before = [TrialRun.of(trial, one) for one in passes]
     _add_unit(trial, groups, generator)
+    # Outputs cost a fraction of a trace. Those of a group of one unit may differ by its layout, which the trace tells.
+    outputs_first = not explains and all(group.width > 1 for group in groups)
     try:
+        differs = outputs_first and _differs(trial, before)
+        if differs:
+            raise _FailedError("the outputs differ")
         found = trace_graph(trial, passes, ignored)
-        after = [old.again(trial) for old in before]
+        differs = not outputs_first and _differs(trial, before)
+    except _FailedError:
+        raise
     except Exception as error:
         cause = error.__cause__ if isinstance(error.__cause__, Exception) else error
         raise _FailedError(
@@ -172,10 +190,16 @@ def _confirm(
     resolved = tuple(_resolved(group, found) for group in groups)
     if resolved != groups:
         # The new columns of a group of one unit went to the wrong places: try again, with what is known now.
-        return _confirm(model, passes, resolved, ignored)
-    if not all(is_close(trial, old, new) for old, new in zip(before, after, strict=True)):
+        return _confirm(model, passes, resolved, ignored, explains=explains)
+    if differs:
         raise _FailedError(_difference(groups[-1]))  # the last one is tried
     return groups
+
+
+def _differs(trial: nn.Module, before: Sequence[TrialRun]) -> bool:
+    """Run a changed copy in all ways, and return whether its outputs are others than before."""
+    after = [old.again(trial) for old in before]
+    return not all(is_close(trial, old, new) for old, new in zip(before, after, strict=True))
 
 
 def _add_unit(trial: nn.Module, groups: Groups, generator: torch.Generator) -> None:
