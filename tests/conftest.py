@@ -5,10 +5,31 @@ import os
 # Set before torch is imported: more threads than cores wait for each other asleep, not spinning.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import pytest
 import torch
 from browser_cases import browser, pages, single
 
 __all__ = ["browser", "pages", "single"]  # fixtures
+
+LONGEST = {
+    "test_docs_site",
+    "test_twelve_of_twelve_kills_cost_nothing",
+    "test_a_fault_at_any_line_leaves_everything_as_it_was",
+    "test_two_hundred_damaged_folders",
+    "test_an_exception_in_any_function_of_a_round_leaves_nothing",
+    "test_torchrun_ends_together_and_goes_on",
+    "test_random_models_in_random_orders",
+}
+"""Tests, and files of tests that share what takes long, which begin first: at the end no process waits for another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def is_short(item: pytest.Item) -> bool:
+        name = item.name.partition("[")[0]
+        return LONGEST.isdisjoint((item.path.stem, name))
+
+    items.sort(key=is_short)
+
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
