@@ -4,7 +4,14 @@ import contextlib
 import shutil
 
 import pytest
-from report_cases import HOSTILE, long_run, short_run, waves
+from report_cases import (
+    HOSTILE,
+    PICTURE_DETAILS,
+    long_run,
+    picture_results,
+    short_run,
+    waves,
+)
 
 from senn.export import python_source
 from senn.viz.report import RunReport, page
@@ -33,6 +40,10 @@ def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     run, results = waves()
     one = RunReport("waves", run.history, results, python_source(run.model))
+    pictures = RunReport("short", short_run(), picture_results(results), None, PICTURE_DETAILS)
+    numbers = {**results, "task": "regression", "test": {"r2": 0.5}}
+    pairs = {"pairs": [[1.0, 2.0], [3.5, 3.0], [-4.0, -4.0]], "wrong": None, "wrongest": []}
+    number = RunReport("short", short_run(), numbers, None, pairs)
     hostile = {
         **results,
         "data": {
@@ -51,6 +62,8 @@ def pages(tmp_path_factory):
         "short": page([brief]),
         "short two": page([brief, brief]),
         "one": page([one]),
+        "pictures": page([pictures]),
+        "numbers": page([number]),
         "two": page([one, RunReport("other", long_run(6))]),
         "hostile": page([RunReport(HOSTILE, history, hostile, HOSTILE)]),
         "fixed": page(

@@ -36,6 +36,43 @@ def waves(seed=0):
     return run, results
 
 
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJ"
+    "RU5ErkJggg=="
+)
+PICTURE_DETAILS = {
+    "pairs": None,
+    "wrong": 3,
+    "wrongest": [{"image": PIXEL, "true": 0, "taken_for": 1, "probability": 0.9}],
+    "constant": [0.5, 0.5],
+    "linear": None,
+}
+"""What is kept of a test of images, of which one is shown."""
+
+
+def picture_results(results):
+    """Results of a run on images of two classes."""
+    data = {"name": "pets", "kind": "images", "shape": [48, 48, 3], "train_rows": 20, "test_rows": 10,
+            "classes": ["cat", HOSTILE], "class_rows": [12, 18], "notes": []}  # fmt: skip
+    return {
+        **results,
+        "data": data,
+        "test": {"accuracy": 0.7, "f1": 0.5},
+        "intervals": {"accuracy": [0.4, 0.9], "f1": None},
+        "baselines": {"constant": {"accuracy": 0.5, "f1": 0.0}, "linear": {"accuracy": 0.6}},
+        "confusion": [[3, 1], [2, 4]],
+        "positive": "cat",
+        "test_notes": ["the linear model is fitted to 5 of 20 rows, drawn at random"],
+        "cross_validation": {
+            "folds": [{"train_rows": 15, "test_rows": 5, "test": {"accuracy": 0.8, "f1": None},
+                       "baselines": {}, "architecture": [4], "parameters": 30, "best_epoch": 1, "seconds": 1.0}],
+            "mean": {"accuracy": 0.8, "f1": None, "parameters": 30.0},
+            "spread": {"accuracy": 0.1, "f1": None, "parameters": 2.0},
+            "baselines": {"constant": {"accuracy": 0.5}},
+        },
+    }  # fmt: skip
+
+
 def folder_of(run, results, path):
     """A run's folder, as `senn fit` writes it."""
     with RunFolder(path) as folder:

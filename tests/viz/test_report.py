@@ -13,17 +13,34 @@ from typing import Any
 import pytest
 import torch
 from cli_cases import refused
-from report_cases import HOSTILE, folder_of, long_run, waves
+from report_cases import HOSTILE, PICTURE_DETAILS, folder_of, long_run, waves
 
 import senn
 from senn import SennError
 from senn.cli.main import main
 from senn.training import GrowthSession, TrainConfig
 from senn.viz.report import RunReport, downsample_record, page
-from senn.viz.report.downsample import CANDIDATE, MOST_NAMES, select_results
+from senn.viz.report.downsample import CANDIDATE, MOST_NAMES, select_details, select_results
 from senn.viz.report.page import SCRIPTS, asset, charting_library, script_json
 
 pytest.importorskip("vl_convert")
+
+
+def test_images_of_a_test_are_images_and_nothing_else():
+    for image in (
+        "https://example.com/a.png",
+        "data:image/svg+xml;base64,AAAA",
+        "data:image/png;base64,AA AA",
+        "data:image/png;base64," + "A" * 50_000,
+    ):
+        run, results = waves()
+        details = {
+            **PICTURE_DETAILS,
+            "wrongest": [{**PICTURE_DETAILS["wrongest"][0], "image": image}],
+        }
+        with pytest.raises(SennError, match="an image of the test isn't one"):
+            RunReport("run", run.history, results, None, details).document()
+    assert len(select_details(PICTURE_DETAILS)["wrongest"]) == 1
 
 
 def records_of(text):

@@ -15,6 +15,8 @@ from senn.viz.report import RunReport, page
 
 pytestmark = pytest.mark.xdist_group("browser")
 
+NONE = "\N{EN DASH}"
+
 
 def state(tab):
     return tab.inner_text(".now")
@@ -176,7 +178,7 @@ def test_names_that_are_markup_are_text(browser, pages):
         assert fits_a_phone(tab)
 
 
-@pytest.mark.parametrize("name", ["short", "short two"])
+@pytest.mark.parametrize("name", ["short", "short two", "pictures"])
 def test_axe_finds_nothing(browser, pages, name):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     charts = {"exclude": [[".plot svg"]]}  # most of a page's elements; looked at once
@@ -273,6 +275,50 @@ def test_on_paper_all_is_there_and_light_and_fits(single):
     single.evaluate("dispatchEvent(new Event('afterprint'))")
     single.emulate_media(media="screen", color_scheme="light")
     single.set_viewport_size({"width": 1100, "height": 800})
+
+
+def test_scores_stand_beside_intervals_baselines_classes_and_the_wrongest_images(browser, pages):
+    with opened(browser, local(pages, "pictures")) as tab:
+        lines = [row.split("\t") for row in tab.inner_text("table.scores >> nth=0").splitlines()]
+        assert ["score", "network", "95 % interval", "majority guess", "linear model"] in lines
+        assert ["accuracy", "0.7", "0.4 to 0.9", "0.5", "0.6"] in lines
+        assert ["F1 of “cat”", "0.5", NONE, "0", NONE] in lines
+        assert "The linear model is fitted to 5 of 20 rows" in tab.inner_text("#scores")
+        cells = tab.locator("table.confusion .cell").all_inner_texts()
+        assert cells == ["3", "1", "2", "4"]
+        assert "cat\t12\t4\t75 %\t60 %" in tab.inner_text("table.classes")
+        assert f"fold 1\t5\t0.8\t{NONE}\t30\t4" in tab.inner_text("table.scores >> nth=1")
+        image = tab.locator(".wrongest img")
+        assert image.count() == 1
+        assert image.evaluate("image => image.complete && image.naturalWidth") == 1
+        assert "3 test images of 10" in tab.inner_text("#scores")
+        assert tab.evaluate("window.hacked") is None
+        assert fits_a_phone(tab)
+
+
+def test_numbers_are_drawn_against_the_truth(browser, pages):
+    with opened(browser, local(pages, "numbers")) as tab:
+        points = tab.locator("svg.pairs circle")
+        assert points.count() == 3
+        x, y = (
+            points.evaluate_all(f"all => all.map((one) => +one.getAttribute('{name}'))")
+            for name in ("cx", "cy")
+        )
+        assert x[2] < x[0] < x[1]
+        assert y[2] > y[0] > y[1]
+        assert fits_a_phone(tab)
+
+
+def test_no_label_of_the_picture_is_cut_off_on_a_phone(browser, pages):
+    """The size of the input, the longest label, stands at the edge."""
+    with opened(browser, local(pages, "pictures"), viewport={"width": 390, "height": 800}) as tab:
+        outside = tab.evaluate(
+            "() => { const frame = document.querySelector('svg.network').getBoundingClientRect();"
+            " return [...document.querySelectorAll('svg.network text')].filter((one) => {"
+            "  const box = one.getBoundingClientRect();"
+            "  return box.left < frame.left - 0.5 || box.right > frame.right + 0.5; }).map((one) => one.textContent); }"
+        )
+        assert outside == []
 
 
 def test_runs_side_by_side(browser, pages):

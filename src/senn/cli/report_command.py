@@ -10,7 +10,7 @@ from senn import atomic_files
 from senn.checkpoint import load
 from senn.errors import SennError
 from senn.export import python_source
-from senn.runs import REPORT, complete, read
+from senn.runs import REPORT, complete, read, read_test
 from senn.viz.report import RunReport, page
 
 _MOST = 20
@@ -60,9 +60,9 @@ def _run_report(folder: Path) -> RunReport:
         raise SennError(
             f"{str(folder)!r} holds a run that has only just begun: there is nothing to report yet"
         )
-    return RunReport(
-        name, saved.history, saved.results, None if saved.results is None else _code(folder)
-    )
+    if saved.results is None:
+        return RunReport(name, saved.history)
+    return RunReport(name, saved.history, saved.results, _code(folder), read_test(folder))
 
 
 def _code(folder: Path) -> str | None:

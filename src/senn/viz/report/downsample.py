@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
@@ -34,10 +35,17 @@ MOST_NAMES = 200
 
 _RESULTS = (
     "task", "seed", "optimizer", "policy", "architecture", "parameters", "seconds", "best_epoch", "interrupted", "test",
-    "validation", "growth_events", "versions",
+    "validation", "growth_events", "versions", "intervals", "baselines", "confusion", "positive", "test_notes",
+    "cross_validation",
 )  # fmt: skip
 _DATA = ("name", "kind", "shape", "rows", "train_rows", "test_rows", "features", "target")
 _LISTS = ("classes", "notes")
+
+_IMAGE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+=*")
+_MOST_IMAGE = 40_000
+"""Characters of an image, at most."""
+_MOST_SHOWN = 24
+"""Images of the test that are shown."""
 
 
 def downsample_record(record: Record) -> dict[str, Any]:
@@ -104,11 +112,32 @@ def select_results(results: Record) -> dict[str, Any]:
     for key in _LISTS:
         if data.get(key):
             about[key] = _first([str(item) for item in data[key]])
+    # Counts of more classes than are named would stand beside the wrong ones.
+    if data.get("class_rows") and len(data.get("classes") or ()) <= MOST_NAMES:
+        about["class_rows"] = data["class_rows"]
     if isinstance(data.get("columns"), dict):
         about["columns"] = _first(
             [[str(name), str(kind)] for name, kind in data["columns"].items()]
         )
     return _rounded({**shown, "data": about})
+
+
+def select_details(details: Record) -> dict[str, Any]:
+    """Select what the page draws of a test.
+
+    Args:
+        details: content of `test.json`.
+
+    Raises:
+        ValueError: an image isn't one.
+    """
+    shown = details.get("wrongest") or []
+    for one in shown:
+        # The page may be somebody else's: an address would be loaded, and other data may be anything.
+        if len(one["image"]) > _MOST_IMAGE or not _IMAGE.fullmatch(one["image"]):
+            raise ValueError("an image of the test isn't one")
+    found = {"pairs": details.get("pairs"), "wrong": details.get("wrong")}
+    return _rounded({**found, "wrongest": shown[:_MOST_SHOWN]})
 
 
 def _rounded(record: Record) -> dict[str, Any]:

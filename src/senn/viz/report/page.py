@@ -13,9 +13,25 @@ from importlib.resources import files
 from typing import Any
 
 from senn.errors import SennError
-from senn.viz.report.downsample import CANDIDATE, downsample_record, select_results
+from senn.viz.report.downsample import (
+    CANDIDATE,
+    downsample_record,
+    select_details,
+    select_results,
+)
 
-SCRIPTS = ("words", "follow", "story", "picture", "charts", "rounds", "facts", "paper", "page")
+SCRIPTS = (
+    "words",
+    "follow",
+    "story",
+    "picture",
+    "charts",
+    "rounds",
+    "facts",
+    "scores",
+    "paper",
+    "page",
+)
 """Scripts in `assets`, in the order in which the page runs them: each uses names of those before it."""
 
 
@@ -28,12 +44,14 @@ class RunReport:
         history: its records (`TrainResult.history`).
         results: content of `results.json`; None for a run that isn't finished.
         code: its network as Python source; None if there is none.
+        details: what its folder holds of the test beside the scores (`test.json`); None for nothing.
     """
 
     name: str
     history: Sequence[Mapping[str, Any]]
     results: Mapping[str, Any] | None = None
     code: str | None = field(default=None, repr=False)
+    details: Mapping[str, Any] | None = field(default=None, repr=False)
 
     def document(self) -> dict[str, Any]:
         """Return what the page reads, JSON-able.
@@ -44,11 +62,13 @@ class RunReport:
         try:
             records = [downsample_record(record) for record in self.history]
             results = None if self.results is None else select_results(self.results)
+            details = None if self.details is None else select_details(self.details)
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise SennError(
                 f"the run {self.name!r} is damaged: {type(error).__name__}: {error}"
             ) from error
-        return {"name": self.name, "records": records, "results": results, "code": self.code}
+        shown = {"records": records, "results": results, "details": details}
+        return {"name": self.name, **shown, "code": self.code}
 
 
 def page(runs: Sequence[RunReport], live: bool = False) -> str:

@@ -1,7 +1,10 @@
 "use strict";
 // Figures of the finished run: scores, architecture, data, code.
 
-const METRICS = { accuracy: "accuracy", log_loss: "log loss", r2: "R²", rmse: "RMSE", mae: "MAE", loss: "loss" };
+const METRICS = {
+  log_loss: "log loss", r2: "R²", rmse: "RMSE", mae: "MAE", f1: "F1", f1_macro: "F1, mean over classes", roc_auc: "area under the ROC curve",
+  roc_auc_ovr: "area under ROC curves, mean", ece: "calibration error",
+};
 const metric = (name) => METRICS[name] || name.replace(/_/g, " ");
 
 const hidden = (story) => (story.results || story.end || {}).architecture || (story.moments.length ? story.moments[story.moments.length - 1].layers.map((layer) => layer.width) : []);

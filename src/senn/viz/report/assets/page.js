@@ -58,6 +58,7 @@ function build() {
   finals();
   if (several) section("figures", "Final figures", tilesBox); else main.append(tilesBox);
   section("network", several ? "How the networks grew" : "How the network grew", el("div", { class: "card" }, player.element(), sizesTable));
+  if (!several) section("scores", "How good it is", ...scoresPart(stories[0]));
   section("curves", "Curves", el("p", { class: "note" }, el("span", { class: "hint" }, "Click on a curve to move the picture to that step; the dashed line marks it. "),
     several ? "" : [["widen", "widened"], ["insert", "inserted"], ["prune", "pruned"]].map(([kind, text]) => el("span", { class: "item" }, el("span", { class: `tick ${kind}` }), text))), grid);
   const why = el("p", { class: "note" }, "At each round every candidate is scored. It is accepted if the decrease of the loss expected of it exceeds its price, after an allowance for its uncertainty and for a new layer's slower start; the margin is what remains. A round adds at few places only, so a candidate with a smaller margin than others may wait for a later round.");

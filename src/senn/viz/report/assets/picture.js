@@ -101,7 +101,7 @@ class Picture {
     const label = slot > 34 ? place.title : place.title.slice(0, slot > 22 ? 3 : 0);
     return svg("g", { class: "end" },
       svg("line", { x1: place.x, x2: place.x, y1: place.from + place.thick / 2, y2: place.to - place.thick / 2, "stroke-width": place.thick * 0.8, "stroke-linecap": "round" }),
-      known(place.width) || place.width ? svg("text", { x: Math.max(place.x, 3.2 * String(place.width).length + 2), y: place.from - 8, class: "size" }, known(place.width) ? short(place.width) : place.width) : null,
+      known(place.width) || place.width ? svg("text", { x: Math.max(place.x, 4 * String(place.width).length + 2), y: place.from - 8, class: "size" }, known(place.width) ? short(place.width) : place.width) : null,
       svg("text", { x: place.x, y: this.height - 8, class: "name" }, label));
   }
 

@@ -8,6 +8,7 @@ class Story {
   constructor(run, columns) {
     this.name = run.name;
     this.results = run.results;
+    this.details = run.details;
     this.code = run.code;
     this.columns = columns;
     this.read(run.records);
