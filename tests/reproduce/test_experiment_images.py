@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from senn.data.images import planes
 from senn.errors import SennError
 from senn.training.augment import ChannelStats
+from senn_reproduce import image_runs
 from senn_reproduce.image_runs import Part, accuracy_and_loss, batches, load, one_cycle, pick_device
 from senn_reproduce.image_sets import load_images
 
@@ -74,9 +75,11 @@ def test_a_device_that_is_not_here_is_one_sentence():
 
 
 @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA names no folder of image sets")
-def test_a_set_is_held_out_before_it_is_cut_down():
+def test_a_set_is_held_out_before_it_is_cut_down(monkeypatch):
+    found = load_images("tiny-imagenet")  # once: reading it takes longer than all the rest
+    monkeypatch.setattr(image_runs, "load_images", lambda *_: found)
     data = load("tiny-imagenet", 16, 300, 200, seed=3)
-    whole = load_images("tiny-imagenet").hold_out(200, 3)
+    whole = found.hold_out(200, 3)
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (
         300,
         200,
