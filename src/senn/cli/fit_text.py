@@ -64,10 +64,12 @@ def _smaller(sizes: Frontier) -> str:
     """Say how small the network could be."""
     name = sizes.score_name or "loss"
     point = sizes.smallest(_WITHIN)
-    share = f"{sizes.share_removed(point):.0%} of the units"
+    share = sizes.share_removed(point)
+    if not share:
+        return f"without training no unit can be pruned within {_WITHIN:g} of its validation {name}"
     return (
-        f"pruned without training: {point.parameters:,} parameters ({share} removed) within {_WITHIN:g} of its "
-        f"validation {name}"
+        f"pruned without training, {point.parameters:,} parameters ({share:.0%} of the units removed) would be within "
+        f"{_WITHIN:g} of its validation {name}"
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from senn import html
 from senn._text import printable
 from senn.training.callbacks import Callback
-from senn.training.round_records import Record
+from senn.training.round_records import RETURNED, Record
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,17 +74,30 @@ def _change_line(record: Mapping[str, Any]) -> str:
     return f"step {record['step']}: {record['text']}"
 
 
-def taken_back_line(records: Sequence[Mapping[str, Any]]) -> str:
-    """Say in one line what a round tried and took back, before what it did change is told.
+def taken_back_lines(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say what a round tried and took back, before what it did change is told.
 
     Args:
-        records: the records of one round's attempts, or of a return to earlier weights.
+        records: the records of one round's attempts, and of a return to earlier weights.
+
+    Returns:
+        A line for the return, and one for all attempts.
     """
-    head = f"step {records[0]['step']}: "
-    if len(records) == 1:
-        return head + str(records[0]["text"])
-    # Of removals fewer and fewer are tried until the validation rows allow them; the last attempt says why not more.
-    return f"{head}{len(records)} attempts were taken back, the last since {records[-1]['text']}"
+    returns = [one for one in records if str(one["text"]).startswith(RETURNED)]
+    attempts = [one for one in records if one not in returns]
+    lines = [_change_line(one) for one in returns]
+    if len(attempts) == 1:
+        lines.append(
+            f"step {attempts[0]['step']}: one attempt was taken back: {attempts[0]['text']}"
+        )
+    elif attempts:
+        # Of removals fewer and fewer are tried until the validation rows allow them; the last says why not more.
+        last = attempts[-1]
+        lines.append(
+            f"step {last['step']}: {len(attempts)} attempts were taken back, and less was tried each time; the last "
+            f"one: {last['text']}"
+        )
+    return lines
 
 
 def _end_line(record: Mapping[str, Any]) -> str:
@@ -111,7 +124,8 @@ class LinesCallback(Callback):
     def tell_taken_back(self) -> None:
         """Show what was taken back."""
         if self._taken_back:
-            self._print(taken_back_line(self._taken_back))
+            for line in taken_back_lines(self._taken_back):
+                self._print(line)
             self._taken_back = []
 
     def on_growth_round(self, record: Mapping[str, Any]) -> None:

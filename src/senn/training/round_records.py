@@ -175,6 +175,10 @@ def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, .
     return {**head, **event.as_dict(), "architecture": list(hidden)}
 
 
+RETURNED = "the weights are those of"
+"""How the text of a return to earlier weights begins; other texts are about changes that were undone."""
+
+
 def rollback_record(reason: Exception | str, epoch: int, step: int) -> Record:
     """Build the record of a change that failed its verification and was undone, or of a return to earlier weights.
 
