@@ -140,8 +140,8 @@ def _judged(make_case: Callable[[], Case], work: Path) -> dict[str, Any]:
     try:
         watchman.awake = True
         code = act()
-        is_known = type(code) is not int or code in (0, 1, 2)
-        verdict = "refused" if code == 2 else "answered" if is_known else f"crashed: code {code}"
+        if type(code) is int and code:
+            verdict = {1: "answered", 2: "refused"}.get(code, f"crashed: exit code {code}")
     except SennError as error:
         err.write(f"senn: {' '.join(str(error).split())}\n")
         verdict = "refused"

@@ -109,7 +109,7 @@ def damaged_cells(draw: random.Random) -> pd.DataFrame:
     if kind < 0.2:
         names = [*table.columns]
         names[draw.randrange(len(names))] = draw.choice(CELLS)[:60]
-        return table.set_axis(names, axis=1)
+        return table.set_axis(pd.Index(names, dtype=object), axis=1)
     column = draw.choice([*table.columns])
     if kind < 0.5:
         table[column] = pd.Series(draw.choice(CELLS), index=table.index, dtype=object)

@@ -342,3 +342,9 @@ class TestLabels:
         assert target.labels == ("FALSE", "TRUE")
         former = Target(name="y", task="classification", labels=(False, True))
         assert former.encode(pd.Series(["TRUE", "false", "True"])).tolist() == [1, 0, 1]
+
+
+def test_long_texts_are_categories_in_no_time_and_fractions_stay_their_own():
+    digits = "1" * 300_000
+    find = finder([digits, "1.02", "12"])
+    assert [find(text) for text in (digits, "1.02", "12", "12.0")] == [0, 1, 2, None]

@@ -34,6 +34,7 @@ def parser() -> tuple[argparse.ArgumentParser, Mapping[str, SentenceParser]]:
         "show": (_show, "show the results in a folder written by fit"),
         "export": (_export, "write a network in a form that doesn't need senn"),
         "report": (_report, "write a page about runs, for a browser"),
+        "serve": (_serve, "answer requests for predictions over HTTP"),
         "reproduce": (_reproduce, "run an experiment of the paper"),
     }.items():
         description, _, examples = ABOUT[name].partition("\n\n")
@@ -255,6 +256,43 @@ def _report(command: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="page to write (default: report.html in the folder of the run; comparison.html here for several)",
+    )
+
+
+def _serve(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("folder", type=Path, metavar="DIR", help="a folder written by fit")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="name or address to listen on (default: 127.0.0.1, which only this machine reaches)",
+    )
+    add(
+        "--port",
+        type=port,
+        default=8000,
+        metavar="N",
+        help="port (default: 8000; 0 for a free one)",
+    )
+    add(
+        "--token",
+        metavar="TEXT",
+        help="token that requests must bear (default: that in SENN_TOKEN, else one is drawn and printed)",
+    )
+    add(
+        "--max-rows",
+        type=positive_integer,
+        default=10_000,
+        metavar="N",
+        help="rows or images of a request, at most (default: 10000)",
+    )
+    add(
+        "--max-body",
+        type=positive_integer,
+        default=16 << 20,
+        metavar="BYTES",
+        help="bytes of a request, at most (default: 16777216)",
     )
 
 

@@ -111,6 +111,17 @@ in any browser and loads nothing from the network.
 examples:
   senn report runs/digits                                writes runs/digits/report.html
   senn report runs/wine runs/wine-2 runs/wine-3 --out wines.html""",
+    "serve": """\
+Answer requests for predictions with a network made by 'senn fit', until Ctrl-C. Needs the extra
+'serve': pip install 'senn[serve]'. Requests and answers are JSON; POST /predict takes rows, or images
+in base64, GET /model says what is predicted from what, GET /health that it is up. All but the last
+need the token: it stands in SENN_TOKEN, or is drawn and printed.
+
+examples:
+  senn serve runs/wine
+  SENN_TOKEN=secret senn serve runs/wine --port 9000
+  curl -H "Authorization: Bearer secret" -H "Content-Type: application/json" \\
+    -d '{"rows": [{"town": "Ulm", "size": 3}], "proba": true}' http://127.0.0.1:9000/predict""",
     "reproduce": """\
 Run an experiment of the paper with several seeds, print its table, and write results.json and
 figure.png to a folder. The default size suits two cores and takes about the time given below;

@@ -27,6 +27,7 @@ _COMMANDS = {
     "show": "senn.cli.show",
     "export": "senn.cli.export_command",
     "report": "senn.cli.report_command",
+    "serve": "senn.cli.serve_command",
     "reproduce": "senn.cli.reproduce_command",
 }
 
