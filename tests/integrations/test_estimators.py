@@ -6,7 +6,6 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_moons
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
@@ -177,7 +176,7 @@ def test_a_budget_and_a_fixed_size_are_kept():
 def test_the_net_is_a_plain_module(moons):
     x, y = moons
     model = quick().fit(x, y)
-    inputs = torch.tensor((x - model.mean_) / model.scale_, dtype=torch.float32)
+    inputs = model.encode_inputs(x).float()
     probabilities = model.model_(inputs).softmax(1).detach().numpy()
     np.testing.assert_allclose(probabilities, model.predict_proba(x), atol=1e-5)
 

@@ -34,7 +34,7 @@ from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
-from senn.training.builders import build_model, start_widths
+from senn.training.builders import build_model, most_inputs, start_widths
 from senn.training.run_state import Checkpointer
 from senn.training.trained_run import table_outputs
 
@@ -319,6 +319,7 @@ class _Source:
             left_out={**index_columns(parts.train, used), **parts.left_out},
             decimal=self.table.decimal,
             encoding=options.encoding,
+            max_inputs=most_inputs(recipe),
         )
         x, y = _encoded(encoder, parts.train)
         with _about(options.test):

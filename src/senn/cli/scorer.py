@@ -45,6 +45,7 @@ class Scorer:
         scale: standard deviation of the training rows' targets, for numbers.
         positive: number of the class that scores of two classes are about.
         metric: score that the user names; None for none.
+        bounds: least and largest number that is predicted, standardized; None for classes, and for no bounds.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Scorer:
     scale: float = 1.0
     positive: int = 1
     metric: Metric | None = None
+    bounds: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, target: Target, y: NDArray[Any], metric: str | None) -> Scorer:
@@ -98,6 +100,7 @@ class Scorer:
             scale=target.scale,
             positive=positive,
             metric=chosen,
+            bounds=target.standard_bounds,
         )
 
     def check(self, truth: NDArray[Any]) -> None:
@@ -115,8 +118,10 @@ class Scorer:
             raise SennError(f"the metric {self.metric.name!r} isn't defined for this target")
 
     def predictions(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn a network's outputs into what is scored: probabilities, or numbers as they are."""
-        return probabilities(values) if self.task == "classification" else values
+        """Turn a network's outputs into what is scored: probabilities, or numbers within their bounds."""
+        if self.task == "classification":
+            return probabilities(values)
+        return values if self.bounds is None else values.clip(*self.bounds)
 
     def scores(self, predictions: NDArray[Any], truth: NDArray[Any]) -> Scores:
         """Score predictions.

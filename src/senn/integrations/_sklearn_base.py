@@ -14,9 +14,10 @@ from senn import html
 from senn._extras import importing
 from senn._validate import check, instance_of, one_of
 from senn.data import split_groups
+from senn.data.tabular.number_scale import NumberScale, most_bins
 from senn.errors import SennError
 from senn.training import Task, TrainConfig, train
-from senn.training.builders import build_model
+from senn.training.builders import build_model, most_inputs
 from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
 from senn.training.threads import RunThreads
@@ -97,13 +98,13 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             check_consistent_length(X, groups)
             groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
-        self.mean_, self.scale_ = mean_and_scale(X, weight)
+        self.scales_ = fit_scales(X, weight, most_inputs(recipe))
         self._learn_targets(y, weight)
         # With a single class there is nothing to tell apart.
         if self._task == "classification" and self._outputs() == 1:
             recipe = replace(recipe, grow=False, epochs=1)
         run = train(
-            self._standardize(X),
+            self.encode_inputs(X).float(),
             self._encode(y),
             task=self._task,
             outputs=self._outputs(),
@@ -124,17 +125,17 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _partial_fit(self, X: Array, y: Array, weight: Array) -> Self:
         X, y, weight = present_rows(X, y, weight)
-        if not hasattr(self, "scale_"):
-            self.mean_, self.scale_ = mean_and_scale(X, weight)
         online: IncrementalTrainer | None = getattr(self, "_online", None)
+        recipe = self._recipe() if online is None else online.recipe
+        if not hasattr(self, "scales_"):
+            self.scales_ = fit_scales(X, weight, most_inputs(recipe))
+        rows = self.encode_inputs(X).float()
         if online is None:
-            recipe = self._recipe()
             model = getattr(self, "model_", None) or build_model(
-                X.shape[1], self._outputs(), recipe
+                rows.shape[1], self._outputs(), recipe
             )
             online = IncrementalTrainer(model, recipe, self._task)
             self._online = online
-        rows = self._standardize(X)
         with RunThreads(online.recipe.threads, rows.device) as threads:
             threads.choose(partial(online.step_flops, rows), online.model, online.step)
             records = online.partial_fit(rows, self._encode(y), torch.from_numpy(weight))
@@ -180,9 +181,18 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
 
     # -- inputs
 
-    def _standardize(self, X: Array) -> torch.Tensor:
-        standard = (X - self.mean_) / self.scale_
-        return torch.from_numpy(standard.astype(np.float32))
+    def encode_inputs(self, X: Any) -> torch.Tensor:
+        """Encode rows as `model_` takes them: each number robustly scaled, and how far it lies through each bin.
+
+        Args:
+            X: (rows, features) numbers.
+
+        Returns:
+            (rows, features and their bins) float64.
+        """
+        check_is_fitted(self, "scales_")
+        columns = zip(np.asarray(X, dtype=np.float64).T, self.scales_, strict=True)
+        return torch.from_numpy(np.hstack([scale.encode(values) for values, scale in columns]))
 
     @torch.no_grad()
     def _output(self, X: Any) -> torch.Tensor:
@@ -191,7 +201,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         X = validate_data(self, X, reset=False, dtype=np.float64)
         # In float64: float32 products depend, in the last digit, on how many rows are predicted together.
         model = copy.deepcopy(self.model_).double().eval()
-        output: torch.Tensor = model(torch.from_numpy((X - self.mean_) / self.scale_))
+        output: torch.Tensor = model(self.encode_inputs(X))
         return output
 
     def _html_repr(self) -> str:
@@ -223,6 +233,18 @@ def present_rows(X: Array, y: Array, weight: Array) -> tuple[Array, Array, Array
     if rows.all():
         return X, y, weight
     return X[rows], y[rows], weight[rows]
+
+
+def fit_scales(table: Array, weight: Array, inputs: int | None) -> tuple[NumberScale, ...]:
+    """Fit the scale of each column.
+
+    Args:
+        table: (rows, columns).
+        weight: (rows,) positive.
+        inputs: most inputs that columns and bins make, as of `most_bins`.
+    """
+    bins = most_bins(*table.shape, inputs)
+    return tuple(NumberScale.fit(values, bins, weight) for values in table.T)
 
 
 def mean_and_scale(table: Array, weight: Array) -> tuple[Array, Array]:

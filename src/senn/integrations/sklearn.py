@@ -26,8 +26,8 @@ __all__ = ["SENNClassifier", "SENNRegressor"]
 class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
     """Classifier whose network finds its own size while it is trained.
 
-    Inputs are standardized inside. A parameter left at None takes the value of the recipe, whose defaults need no
-    tuning.
+    Inputs are standardized inside, so that wild numbers do no harm. A parameter left at None takes the value of the
+    recipe, whose defaults need no tuning.
 
     Args:
         hidden: widths of the hidden layers at the start, each at least 1; () for none.
@@ -50,11 +50,11 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: class labels, sorted.
-        model_: the network, a plain `torch.nn.Module` that takes standardized inputs and returns logits.
+        model_: the network, a plain `torch.nn.Module` from what `encode_inputs` makes of inputs to logits.
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
-        mean_, scale_: means and standard deviations of the inputs, (features,).
+        scales_: how each input is read, `senn.data.tabular.number_scale.NumberScale`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Note:
@@ -189,12 +189,14 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
 
     Attributes:
-        model_: the network, a plain `torch.nn.Module` that takes standardized inputs and returns standardized targets.
+        model_: the network, a plain `torch.nn.Module` from what `encode_inputs` makes of inputs to standardized
+            targets.
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
-        mean_, scale_: means and standard deviations of the inputs, (features,).
+        scales_: how each input is read, `senn.data.tabular.number_scale.NumberScale`.
         target_mean_, target_scale_: means and standard deviations of the targets, (outputs,).
+        target_low_, target_high_: smallest and largest targets, (outputs,); predictions stay between them.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Note:
@@ -259,11 +261,15 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             raise SennError(
                 f"y must have rows of shape {self._target_shape} as before, not {y.shape[1:]}"
             )
+        else:
+            self._extend_bounds(present_rows(X, y, weight)[1])
         return self._partial_fit(X, y, weight)
 
     def predict(self, X: Any) -> Array:
         """Predict the targets, (rows,) or (rows, targets) as in training."""
         output = self._output(X).numpy() * self.target_scale_ + self.target_mean_
+        # beyond what it was trained on a network knows nothing
+        output = output.clip(self.target_low_, self.target_high_)
         shaped: Array = output.reshape(len(output), *self._target_shape)
         return shaped
 
@@ -284,7 +290,14 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
     def _learn_targets(self, y: Array, weight: Array) -> None:
         # A single target may be a vector or a column; predictions have the shape of the targets.
         self._target_shape = y.shape[1:]
-        self.target_mean_, self.target_scale_ = mean_and_scale(y.reshape(len(y), -1), weight)
+        table = y.reshape(len(y), -1)
+        self.target_mean_, self.target_scale_ = mean_and_scale(table, weight)
+        self.target_low_, self.target_high_ = table.min(0), table.max(0)
+
+    def _extend_bounds(self, y: Array) -> None:
+        table = y.reshape(len(y), -1)
+        self.target_low_ = np.minimum(self.target_low_, table.min(0))
+        self.target_high_ = np.maximum(self.target_high_, table.max(0))
 
     def _encode(self, y: Array) -> torch.Tensor:
         standard = (y.reshape(len(y), -1) - self.target_mean_) / self.target_scale_

@@ -109,6 +109,20 @@ def _mlp(features: int, widths: tuple[int, ...], outputs: int, recipe: TrainConf
     return MLP(features, widths, outputs, activation=activation, shortcut=shortcut)
 
 
+def most_inputs(recipe: TrainConfig) -> int | None:
+    """Return how many inputs leave room for hidden units within the limits of a network's size; None for any number.
+
+    Args:
+        recipe: the limits; each input is given sixteen weights of them.
+    """
+    limits = []
+    if recipe.max_params is not None:
+        limits.append(recipe.max_params // 16)
+    if recipe.max_flops is not None:
+        limits.append(recipe.max_flops // 32)  # two operations a weight
+    return min(limits, default=None)
+
+
 def build_model(features: int, outputs: int, recipe: TrainConfig) -> MLP:
     """Build a fresh network that predicts the mean.
 

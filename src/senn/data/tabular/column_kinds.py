@@ -20,7 +20,7 @@ KINDS: dict[str, Any] = {
 }
 
 ADDED: dict[str, dict[str, Any]] = {
-    "number": {"style": asdict(PLAIN)},
+    "number": {"style": asdict(PLAIN), "edges": []},
     "category": {"rare": []},
     "date": {"calendar": True},
 }

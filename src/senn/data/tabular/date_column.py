@@ -10,15 +10,9 @@ import pandas as pd
 
 from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, refuse
 from senn.data.tabular.date_cells import TIMES, date_format, number_dates, stamps_of, swapped
+from senn.data.tabular.number_scale import mean_and_deviation, standardize
 from senn.data.tabular.number_style import Mark
-from senn.data.tabular.table_columns import (
-    Column,
-    Dropped,
-    check_positive,
-    empty_cells,
-    mean_and_deviation,
-    standardize,
-)
+from senn.data.tabular.table_columns import Column, Dropped, check_positive, empty_cells
 from senn.data.tabular.written_dates import ELAPSED
 from senn.errors import SennError
 

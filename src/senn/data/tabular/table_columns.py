@@ -7,7 +7,6 @@ A further kind is one more frozen dataclass with `kind`, `fit`, `features` and `
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import isfinite
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -16,12 +15,10 @@ from numpy.typing import NDArray
 
 from senn.data.tabular.cell_texts import TRUTH
 from senn.data.tabular.cells import Floats, FoundKind, is_missing, numbers, shown, style_of, texts
+from senn.data.tabular.number_scale import NumberScale, standardize
 from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
-
-FARTHEST = 1e6
-"""Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
 
 
 class Column(Protocol):
@@ -45,32 +42,6 @@ class Column(Protocol):
 
     def surprises(self, cells: pd.Series[Any]) -> list[str]:
         """Say which cells training never saw, or read otherwise: ends of sentences about the column."""
-
-
-def mean_and_deviation(values: Floats) -> tuple[float, float]:
-    """Compute mean and standard deviation (1 if there is none)."""
-    # scaled by the largest value first: squares of numbers near the end of the float range would overflow
-    largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    mean, deviation = float((values / largest).mean()), float((values / largest).std())
-    if not deviation or not isfinite(deviation * largest):
-        deviation = 1.0 / largest
-    return mean * largest, deviation * largest
-
-
-def standardize(values: Floats, mean: float, scale: float) -> Floats:
-    """Standardize numbers, within `FARTHEST` deviations.
-
-    Args:
-        values: (n,) numbers.
-        mean: of the training cells.
-        scale: standard deviation of the training cells.
-
-    Returns:
-        (n,) float64.
-    """
-    # Halves first: the difference of two numbers near the end of the float range would overflow.
-    out: Floats = np.clip((values / 2 - mean / 2) / scale * 2, -FARTHEST, FARTHEST)
-    return out
 
 
 def check_positive(scale: float) -> None:
@@ -106,26 +77,28 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberColumn:
-    """Number, standardized; a missing one becomes the median, with an indicator if there were any at fit.
+    """Number, read as of `NumberScale`; a missing one is the median, with an indicator if any were missing at fit.
 
     Attributes:
         name: of the column.
-        median: number that stands for a missing one.
-        mean: of the training cells.
-        scale: standard deviation of the training cells.
+        median: of the training cells; stands for a missing number.
+        scale: spread of the training cells.
         indicator: whether a number is missing is a feature.
         style: how the training table writes the numbers.
         note: end of a sentence about the column.
+        edges: of bins between quantiles of the training cells; empty for none.
+        mean: None, but in runs of version 0.1, which count from the mean, in standard deviations, and don't clip.
     """
 
     kind: ClassVar[str] = "number"
     name: str
     median: float
-    mean: float
     scale: float
     indicator: bool
     style: NumberStyle = PLAIN
     note: str = ""
+    edges: tuple[float, ...] = ()
+    mean: float | None = None
 
     def __post_init__(self) -> None:
         check_positive(self.scale)
@@ -159,29 +132,42 @@ class NumberColumn:
         # a constant tells rows apart only by where it is missing
         if known.size and not missing.any() and known.min() == known.max():
             return Dropped(name=name, note=f"is always {known[0]:g}")
-        # the lower middle one, a value that occurs; np.median would average two
-        median = float(np.sort(known)[(known.size - 1) // 2])
-        # With the median for missing cells, as `encode` has it: what the network reads has mean 0.
-        mean, scale = mean_and_deviation(np.where(missing, median, values))
+        scale = NumberScale.fit(known)
         return cls(
             name=name,
-            median=median,
-            mean=mean,
-            scale=scale,
+            median=scale.median,
+            scale=scale.scale,
             indicator=bool(missing.any()),
             style=style,
             note=note,
         )
 
+    def with_bins(self, cells: pd.Series[Any], bins: int) -> NumberColumn:
+        """Return the column with bins between quantiles of its training cells.
+
+        Args:
+            cells: the training cells.
+            bins: most bins.
+        """
+        values = numbers(self.name, cells, self.style)
+        scale = NumberScale.fit(values[~np.isnan(values)], bins)
+        return replace(self, edges=scale.edges)
+
     def features(self) -> list[str]:
-        """List the number and, if any were missing at fit, the indicator."""
-        return [self.name, f"{self.name} missing"] if self.indicator else [self.name]
+        """List the number, its bins and, if any were missing at fit, the indicator."""
+        bins = [f"{self.name} bin {number}" for number in range(1, len(self.edges))]
+        return [self.name, *bins, *([f"{self.name} missing"] * self.indicator)]
 
     def encode(self, cells: pd.Series[Any]) -> Floats:
         """Standardize the numbers."""
         values = numbers(self.name, cells, self._style_of(cells))
         missing = np.isnan(values)
-        standard = standardize(np.where(missing, self.median, values), self.mean, self.scale)
+        values = np.where(missing, self.median, values)
+        if self.mean is None:
+            read = NumberScale(median=self.median, scale=self.scale, edges=self.edges)
+            standard = read.encode(values)
+        else:
+            standard = standardize(values, self.mean, self.scale)
         return np.column_stack([standard, missing] if self.indicator else [standard]).astype(
             np.float64
         )
@@ -203,7 +189,20 @@ class NumberColumn:
                 found.append(_counted(lacking, len(cells), f"lack the unit {self.style.unit!r}"))
             if not self.style.unit and len(further):
                 found.append(_counted(further, len(cells), "have a unit"))
+        found += self._far_outside(cells, style)
         return [f"{one}, as no cell in training" for one in found]
+
+    def _far_outside(self, cells: pd.Series[Any], style: NumberStyle) -> list[str]:
+        """Say how many numbers lie further outside the training cells than those reach."""
+        if not self.edges:
+            return []
+        low, high = self.edges[0], self.edges[-1]
+        values = numbers(self.name, cells, style)
+        # halves, since the range of numbers near the end of the float range would overflow
+        far = np.abs(values / 2 - (low / 4 + high / 4)) > 1.5 * (high / 2 - low / 2)
+        if not far.any():
+            return []
+        return [_counted(cells[far], len(cells), f"lie far outside {low:g} to {high:g}")]
 
     def _style_of(self, cells: pd.Series[Any]) -> NumberStyle:
         """Return how these cells are written: as in training, unless only the other decimal mark reads them all."""

@@ -20,9 +20,10 @@ from senn.data.tabular.column_kinds import (
     column_to_dict,
     fit_column,
 )
+from senn.data.tabular.number_scale import most_bins
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
-from senn.data.tabular.table_columns import Column, Dropped
+from senn.data.tabular.table_columns import Column, Dropped, NumberColumn
 from senn.data.tabular.target import ADDED_TO_TARGET, Target, Task
 from senn.errors import SennError
 
@@ -59,6 +60,7 @@ class TableEncoder:
         *,
         decimal: Mark | None = None,
         encoding: str | None = None,
+        max_inputs: int | None = None,
     ) -> TableEncoder:
         """Fit the encoding to training rows.
 
@@ -70,6 +72,7 @@ class TableEncoder:
             left_out: columns that are no features, with the reason as the end of a sentence on the column.
             decimal: decimal mark of the table's numbers, where that is known.
             encoding: character encoding that files are to be read with.
+            max_inputs: most features that numbers and their bins make, as of `most_bins`.
 
         Returns:
             The fitted encoder.
@@ -113,6 +116,12 @@ class TableEncoder:
                 f"no column is left to predict {name_of_target!r} from"
                 + (f" ({reasons})" if reasons else "")
             )
+        number_columns = [one for one in columns if isinstance(one, NumberColumn)]
+        bins = most_bins(len(frame), len(number_columns), max_inputs)
+        columns = tuple(
+            one.with_bins(frame[one.name], bins) if isinstance(one, NumberColumn) else one
+            for one in columns
+        )
         return cls(columns=columns, target=fitted, decimal=decimal, encoding=encoding)
 
     @property

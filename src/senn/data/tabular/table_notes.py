@@ -180,8 +180,10 @@ def deciding_columns(
         if encoder.target.task == "classification":
             decides = _decides_class(x[0][:, own], y[0], x[1][:, own], y[1])
         else:
-            values = np.concatenate([part[:, own] for part in x])
-            decides = _decides_number(values, np.concatenate(y)[:, 0])
+            # the number itself; its bins and indicator follow
+            values = np.concatenate([part[:, own.start] for part in x])
+            is_number = column.kind == "number"
+            decides = is_number and _decides_number(values, np.concatenate(y)[:, 0])
         if decides:
             found.append(column.name)
     return found
@@ -210,8 +212,8 @@ def _decides_class(
 def _decides_number(x: NDArray[Any], y: NDArray[Any]) -> bool:
     from scipy.stats import rankdata
 
-    values = x[:, 0].astype(np.float64)
-    if values.std() == 0 or y.std() == 0 or x.shape[1] > 2:
+    values = x.astype(np.float64)
+    if values.std() == 0 or y.std() == 0:
         return False
     plain = abs(np.corrcoef(values, y)[0, 1])
     ranked = abs(np.corrcoef(rankdata(values), rankdata(y))[0, 1])

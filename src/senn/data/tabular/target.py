@@ -25,7 +25,7 @@ FEW_VALUES = 20
 FEWEST_LABELS, SMALLEST_SHARE = 100, 0.1
 """With fewer labels, in a smaller share of the rows, a table is refused rather than cut down to the others."""
 
-ADDED_TO_TARGET = {"style": asdict(PLAIN), "note": ""}
+ADDED_TO_TARGET = {"style": asdict(PLAIN), "note": "", "low": None, "high": None}
 """Fields that records of version 0.1 lack, as they were then."""
 
 
@@ -41,6 +41,8 @@ class Target:
         scale: standard deviation of the training rows, for regression.
         style: how the training table writes the numbers, for regression.
         note: end of a sentence about the column; "" if there is nothing to say.
+        low: smallest number of the training rows, for regression; None for classes, and in runs of version 0.1.
+        high: largest number; predictions stay between the two, since beyond them a network knows nothing.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Target:
     scale: float = 1.0
     style: NumberStyle = PLAIN
     note: str = ""
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         if self.task == "classification" and len(self.labels) < 2:
@@ -63,6 +67,13 @@ class Target:
     def outputs(self) -> int:
         """Number of outputs that a network needs."""
         return len(self.labels) if self.task == "classification" else 1
+
+    @property
+    def standard_bounds(self) -> tuple[float, float] | None:
+        """Least and largest standardized number that is predicted; None for no bounds."""
+        if self.low is None or self.high is None:
+            return None
+        return (self.low - self.mean) / self.scale, (self.high - self.mean) / self.scale
 
     @classmethod
     def fit(
@@ -151,10 +162,11 @@ class Target:
         )
         if values.min() == values.max() or not scale:
             raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
-        return cls(name=name, task="regression", mean=mean, scale=scale)
+        low, high = float(values.min()), float(values.max())
+        return cls(name=name, task="regression", mean=mean, scale=scale, low=low, high=high)
 
     def scaled_to(self, cells: pd.Series[Any]) -> Target:
-        """Return the target with mean and scale of these cells, those of the training rows; classes stay as they are.
+        """Return the target with the scale and bounds of these cells, the training rows'; classes stay as they are.
 
         Raises:
             SennError: the cells all hold one number.
@@ -162,7 +174,7 @@ class Target:
         if self.task == "classification":
             return self
         own = self._number(self.name, numbers(self.name, cells, self.style))
-        return replace(self, mean=own.mean, scale=own.scale)
+        return replace(self, mean=own.mean, scale=own.scale, low=own.low, high=own.high)
 
     def encode(self, cells: pd.Series[Any]) -> NDArray[Any]:
         """Encode cells for a loss: class numbers (n,) int64, or standardized numbers (n, 1) float32.
@@ -192,9 +204,10 @@ class Target:
         """Decode a network's outputs (n, `outputs`): the most probable label, or the number in its own unit."""
         if self.task == "regression":
             # In float64: the target's own unit may lie beyond the range of float32.
-            return [
-                float(value) for value in outputs[:, 0].astype(np.float64) * self.scale + self.mean
-            ]
+            values = outputs[:, 0].astype(np.float64) * self.scale + self.mean
+            if self.low is not None and self.high is not None:
+                values = np.clip(values, self.low, self.high)
+            return [float(value) for value in values]
         return [self.labels[int(at)] for at in outputs.argmax(axis=1)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,6 +220,8 @@ class Target:
             "scale": self.scale,
             "style": asdict(self.style),
             "note": self.note,
+            "low": self.low,
+            "high": self.high,
         }
 
     @classmethod

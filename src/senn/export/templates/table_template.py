@@ -1,6 +1,7 @@
 """Rows of a table as a network's inputs, and its outputs as predictions, in plain Python."""
 
 import datetime as dt
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -76,9 +77,22 @@ def _is_missing(cell: Any) -> bool:
     return _is_nothing(cell) or (isinstance(cell, str) and cell.strip().lower() in MISSING_MARKS)
 
 
-def _standard(value: float, mean: float, scale: float) -> float:
-    """Standardize by the mean and deviation of the training rows, within a million."""
-    return min(max((value / 2 - mean / 2) / scale * 2, -1e6), 1e6)
+def _standard(value: float, center: float, scale: float) -> float:
+    """Standardize by center and scale of the training rows, within a million."""
+    return min(max((value / 2 - center / 2) / scale * 2, -1e6), 1e6)
+
+
+def _scaled(value: float, column: dict[str, Any]) -> list[float]:
+    """Read a number: scaled and smoothly within 3, and how far it lies through each bin."""
+    if column.get("mean") is not None:  # of version 0.1
+        return [_standard(value, column["mean"], column["scale"])]
+    number = _standard(value, column["median"], column["scale"])
+    edges = column["edges"]
+    parts = [
+        min(max((value / 2 - low / 2) / (high / 2 - low / 2), 0.0), 1.0)
+        for low, high in itertools.pairwise(edges)
+    ]
+    return [number / math.hypot(1.0, number / 3.0), *(2 * part - 1 for part in parts)]
 
 
 Encoder = Callable[[Any], list[float]]
@@ -95,8 +109,7 @@ def _number_encoder(cells: list[Any], column: dict[str, Any]) -> Encoder:
         value = column["median"] if missing else _as_number(cell, style)
         if not math.isfinite(value):
             raise ValueError(cell)
-        number = _standard(value, column["mean"], column["scale"])
-        return [number] + [float(missing)] * column["indicator"]
+        return _scaled(value, column) + [float(missing)] * column["indicator"]
 
     return encode_number
 
@@ -185,5 +198,7 @@ def decode(outputs: list[list[float]], target: dict[str, Any]) -> list[Any]:
         target: in preprocessing.json.
     """
     if target["task"] == "regression":
-        return [output[0] * target["scale"] + target["mean"] for output in outputs]
+        low, high = target.get("low"), target.get("high")
+        found = [output[0] * target["scale"] + target["mean"] for output in outputs]
+        return found if low is None else [min(max(number, low), high) for number in found]
     return [target["labels"][max(range(len(output)), key=output.__getitem__)] for output in outputs]

@@ -1,0 +1,175 @@
+"""Scales of numbers: what a column is centered on and divided by, and how far a number may lie outside.
+
+References:
+    Holzmuller, Grinsztajn & Steinwart 2024, *Better by default: strong pre-tuned MLPs and boosted trees on tabular
+    data*, arXiv 2407.04491, appendix A: robust scale and smooth clip.
+    Gorishniy, Rubachev & Babenko 2022, *On embeddings for numerical features in tabular deep learning*, arXiv
+    2203.05556, section 3.2: piecewise-linear encoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from senn.data.tabular.cells import Floats
+
+FARTHEST = 1e6
+"""Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
+
+BOUND = 3.0
+"""Size that smoothly clipped numbers don't reach."""
+
+BINS = 8
+"""Most bins of a column (benchmarks/table_sizes.py --tuning)."""
+
+HEAVY, HEAVY_FACTOR = 8.0, 4
+"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
+normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
+
+ROWS_A_BIN = 25
+"""Fewest training rows for each bin."""
+
+MOST_INPUTS = 2048
+"""Most inputs that columns of numbers and their bins may make; without bins there may be more."""
+
+SPREADS = ((0.25, 1.349), (0.05, 3.290), (0.01, 4.653))
+"""Quantiles beside whose mirror image a spread is read off, and how many normal standard deviations lie between.
+
+The quartiles say nothing of a column that mostly holds one number; the further quantiles do.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberScale:
+    """How one column of numbers is read: robustly scaled and clipped smoothly, and how far it lies through each bin.
+
+    A few wild numbers change no scale by much, and none is read as more than 3. Bins let a network bend at any
+    quantile without having to learn where these are.
+
+    Attributes:
+        median: becomes 0.
+        scale: spread that becomes 1, above 0.
+        edges: of the bins, rising; empty for no bins, else four at least.
+    """
+
+    median: float
+    scale: float
+    edges: tuple[float, ...] = ()
+
+    @classmethod
+    def fit(cls, values: Floats, bins: int = 0, weight: Floats | None = None) -> NumberScale:
+        """Fit the scale to training numbers.
+
+        The median is the lower one, a number that occurs. The scale is the standard deviation that normal numbers with
+        these quantiles would have, by the first of `SPREADS` that has one; else half the range; else 1. Bins lie
+        between quantiles, and are left out if there are fewer than three, which tell hardly more than the number does.
+
+        Args:
+            values: (n,) finite numbers, at least one.
+            bins: most bins; heavy-tailed numbers get up to four times as many.
+            weight: (n,) positive weights; None for equal ones.
+
+        >>> import numpy as np
+        >>> NumberScale.fit(np.array([1.0, 2.0, 3.0, 4.0, 5e9]))
+        NumberScale(median=3.0, scale=1.4825796886582654, edges=())
+        """
+        levels = [0.5, *(side for low, _ in SPREADS for side in (low, 1 - low))]
+        median, *sides = _quantiles(values, levels, weight)
+        pairs = zip(sides[::2], sides[1::2], (deviations for _, deviations in SPREADS), strict=True)
+        spread = 1.0
+        for low, high, deviations in (*pairs, (float(values.min()), float(values.max()), 2.0)):
+            # divided first: the difference of two numbers near the end of the float range would overflow
+            found = high / deviations - low / deviations
+            if found > 0 and isfinite(found):
+                spread = found
+                break
+        near, far = (sides[at + 1] / 2 - sides[at] / 2 for at in (0, 4))
+        if far > HEAVY * near:
+            # nearly all that such a column tells lies in its quantiles
+            bins *= HEAVY_FACTOR
+        # halves: edges so near to each other that their difference vanishes are one
+        halves = {edge / 2 for edge in _quantiles(values, np.linspace(0, 1, bins + 1), weight)}
+        edges = tuple(2 * half for half in sorted(halves)) if len(halves) > 3 else ()
+        return cls(median=median, scale=spread, edges=edges)
+
+    @property
+    def bins(self) -> int:
+        """Number of bins."""
+        return max(len(self.edges) - 1, 0)
+
+    def encode(self, values: Floats) -> Floats:
+        """Encode numbers.
+
+        Args:
+            values: (n,) finite numbers.
+
+        Returns:
+            (n, 1 + bins): z / sqrt(1 + (z / 3)^2) of the scaled number z; then for each bin -1 below it, 1 above it,
+            and linear between.
+        """
+        with np.errstate(over="ignore"):  # what overflows is clipped
+            return self._encoded(values)
+
+    def _encoded(self, values: Floats) -> Floats:
+        z = standardize(values, self.median, self.scale)
+        columns = [(z / np.hypot(1.0, z / BOUND))[:, None]]
+        if self.edges:
+            # Halves, since the difference of two numbers near the end of the float range would overflow.
+            halves = np.asarray(self.edges) / 2
+            low, high = halves[:-1], halves[1:]
+            columns.append(2 * np.clip((values[:, None] / 2 - low) / (high - low), 0, 1) - 1)
+        return np.hstack(columns)
+
+
+def most_bins(rows: int, columns: int, inputs: int | None = None) -> int:
+    """Choose how many bins a column of numbers gets at most.
+
+    Args:
+        rows: training rows.
+        columns: columns of numbers.
+        inputs: most inputs that numbers and bins may make together; None for `MOST_INPUTS`.
+
+    >>> most_bins(5000, 10), most_bins(100, 10), most_bins(5000, 1000), most_bins(5000, 10, 40)
+    (8, 4, 1, 3)
+    """
+    most = MOST_INPUTS if inputs is None else min(inputs, MOST_INPUTS)
+    return max(0, min(BINS, rows // ROWS_A_BIN, most // max(columns, 1) - 1))
+
+
+def mean_and_deviation(values: Floats) -> tuple[float, float]:
+    """Compute mean and standard deviation (1 if there is none)."""
+    # scaled by the largest value first: squares of numbers near the end of the float range would overflow
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    mean, deviation = float((values / largest).mean()), float((values / largest).std())
+    if not deviation or not isfinite(deviation * largest):
+        deviation = 1.0 / largest
+    return mean * largest, deviation * largest
+
+
+def _quantiles(values: Floats, levels: Any, weight: Floats | None) -> list[float]:
+    """Compute quantiles that occur among the values: the first whose share of the weight reaches each level."""
+    order = np.argsort(values, kind="stable")
+    share = np.cumsum(np.ones(len(values)) if weight is None else weight[order])
+    # of n equal weights the one at n / 2, whatever their rounding
+    at = np.searchsorted(share * (1 + 1e-12), np.asarray(levels) * share[-1])
+    return [float(value) for value in values[order[np.minimum(at, len(values) - 1)]]]
+
+
+def standardize(values: Floats, center: float, scale: float) -> Floats:
+    """Standardize numbers, within `FARTHEST` times the scale.
+
+    Args:
+        values: (n,) numbers.
+        center: becomes 0.
+        scale: becomes 1.
+
+    Returns:
+        (n,) float64.
+    """
+    # Halves first: the difference of two numbers near the end of the float range would overflow.
+    out: Floats = np.clip((values / 2 - center / 2) / scale * 2, -FARTHEST, FARTHEST)
+    return out
