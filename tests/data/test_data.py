@@ -43,8 +43,8 @@ def kinds(encoder):
 class TestNumbers:
     def test_are_standardized(self):
         _, x = fit(a=[1.0, 2.0, 3.0, 6.0])
-        # the lower median, and the quartiles 1 and 3 of which 1.349 deviations lie apart
-        z = (np.array([1, 2, 3, 6.0]) - 2) / (2 / 1.349)
+        # the lower median, and the outer twentieths 1 and 6, which lie 3.29 deviations apart
+        z = (np.array([1, 2, 3, 6.0]) - 2) / (5 / 3.29)
         np.testing.assert_allclose(x[:, 0], z / np.sqrt(1 + z**2 / 9), rtol=1e-6)
         assert x.dtype == np.float32
 

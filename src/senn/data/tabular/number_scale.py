@@ -30,8 +30,27 @@ HEAVY, HEAVY_FACTOR = 8.0, 4
 """Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
 normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
 
-ROWS_A_BIN = 25
-"""Fewest training rows for each bin."""
+ROWS_AN_INPUT = 10
+"""Fewest training rows for each number and bin: with fewer, bins fit noise (a diabetes table of 331 rows)."""
+
+MOST_INPUTS = 2048
+"""Most inputs that columns of numbers and their bins may make; without bins there may be more."""
+
+SPREADS = ((0.25, 1.349), (0.05, 3.290), (0.01, 4.653))
+"""Quantiles beside whose mirror image a spread is read off, and how many normal standard deviations lie between."""
+
+BOUND = 3.0
+"""Size that smoothly clipped numbers don't reach."""
+
+BINS = 8
+"""Most bins of a column (benchmarks/table_sizes.py --tuning)."""
+
+HEAVY, HEAVY_FACTOR = 8.0, 4
+"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
+normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
+
+ROWS_AN_INPUT = 10
+"""Fewest training rows for each number and bin: with fewer, bins fit noise (a diabetes table of 331 rows)."""
 
 MOST_INPUTS = 2048
 """Most inputs that columns of numbers and their bins may make; without bins there may be more."""
@@ -65,8 +84,9 @@ class NumberScale:
         """Fit the scale to training numbers.
 
         The median is the lower one, a number that occurs. The scale is the standard deviation that normal numbers with
-        these quantiles would have, by the first of `SPREADS` that has one; else half the range; else 1. Bins lie
-        between quantiles, and are left out if there are fewer than three, which tell hardly more than the number does.
+        these quantiles would have: by the quartiles or the outer twentieths, whichever is larger; if both are zero, by
+        the outer hundredths, else half the range, else 1. Bins lie between quantiles, and are left out if there are
+        fewer than three, which tell hardly more than the number does.
 
         Args:
             values: (n,) finite numbers, at least one.
@@ -79,14 +99,18 @@ class NumberScale:
         """
         levels = [0.5, *(side for low, _ in SPREADS for side in (low, 1 - low))]
         median, *sides = _quantiles(values, levels, weight)
-        pairs = zip(sides[::2], sides[1::2], (deviations for _, deviations in SPREADS), strict=True)
-        spread = 1.0
-        for low, high, deviations in (*pairs, (float(values.min()), float(values.max()), 2.0)):
-            # divided first: the difference of two numbers near the end of the float range would overflow
-            found = high / deviations - low / deviations
-            if found > 0 and isfinite(found):
-                spread = found
-                break
+        # divided first: the difference of two numbers near the end of the float range would overflow
+        spreads = [
+            sides[2 * at + 1] / deviations - sides[2 * at] / deviations
+            for at, (_, deviations) in enumerate(SPREADS)
+        ]
+        # The quartiles alone would clip most of what a column says that is nearly always the same, such as a pixel.
+        candidates = (
+            max(spreads[:2]),
+            spreads[2],
+            float(values.max()) / 2 - float(values.min()) / 2,
+        )
+        spread = next((one for one in candidates if one > 0 and isfinite(one)), 1.0)
         near, far = (sides[at + 1] / 2 - sides[at] / 2 for at in (0, 4))
         if far > HEAVY * near:
             # nearly all that such a column tells lies in its quantiles
@@ -134,10 +158,11 @@ def most_bins(rows: int, columns: int, inputs: int | None = None) -> int:
         inputs: most inputs that numbers and bins may make together; None for `MOST_INPUTS`.
 
     >>> most_bins(5000, 10), most_bins(100, 10), most_bins(5000, 1000), most_bins(5000, 10, 40)
-    (8, 4, 1, 3)
+    (8, 0, 0, 3)
     """
     most = MOST_INPUTS if inputs is None else min(inputs, MOST_INPUTS)
-    return max(0, min(BINS, rows // ROWS_A_BIN, most // max(columns, 1) - 1))
+    most = min(most, rows // ROWS_AN_INPUT)
+    return max(0, min(BINS, most // max(columns, 1) - 1))
 
 
 def mean_and_deviation(values: Floats) -> tuple[float, float]:
