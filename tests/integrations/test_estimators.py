@@ -221,3 +221,32 @@ def test_partial_fit_refuses_other_targets():
     model = SENNRegressor(grow=False).partial_fit(x, y)
     with pytest.raises(SennError, match="rows of shape"):
         model.partial_fit(x, np.column_stack([y, y]))
+
+
+def test_wild_cells_cost_little_and_predictions_stay_within_what_was_seen():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(800, 3))
+    y = x[:, 0] * x[:, 1] + np.sin(2 * x[:, 2])
+    wild, far = x[:400].copy(), x[400:].copy()
+    wild[5, 0], wild[7, 1] = 1e6, -9999
+    far[0, 0] = 1e9
+    clean, dirty = (
+        SENNRegressor(random_state=0, max_epochs=40, grow=False).fit(one, y[:400])
+        for one in (x[:400], wild)
+    )
+    best = clean.score(x[400:], y[400:])
+    assert best > 0.5
+    assert dirty.score(x[400:], y[400:]) > best - 0.1
+    assert clean.score(far, y[400:]) > best - 0.02
+    for one in (clean.predict(far), dirty.predict(far)):
+        assert y[:400].min() <= one.min()
+        assert one.max() <= y[:400].max()
+
+
+def test_a_later_part_of_the_rows_widens_the_range_of_predictions():
+    x = np.linspace(-1, 1, 200)[:, None]
+    model = SENNRegressor(random_state=0)
+    for scale in (1.0, 5.0):
+        model.partial_fit(x, scale * x[:, 0])
+    assert model.target_low_ == -5
+    assert model.target_high_ == 5

@@ -243,7 +243,7 @@ def fit_scales(table: Array, weight: Array, inputs: int | None) -> tuple[NumberS
         weight: (rows,) positive.
         inputs: most inputs that columns and bins make, as of `most_bins`.
     """
-    bins = most_bins(*table.shape, inputs)
+    bins = most_bins(len(table), table.shape[1], inputs)
     return tuple(NumberScale.fit(values, bins, weight) for values in table.T)
 
 
