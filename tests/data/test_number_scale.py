@@ -59,7 +59,7 @@ def test_any_numbers_are_read_in_their_order_and_within_bounds(values, others, b
     assert np.isfinite(x).all()
     assert np.abs(x[:, 0]).max() <= 3
     assert scale.bins == 0 or np.abs(x[:, 1:]).max() <= 1
-    assert (np.diff(x, axis=0) >= 0).all()
+    assert (np.diff(x, axis=0) >= -1e-12).all()  # rounding of the root
 
 
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=40), st.integers(0, 8), st.data())

@@ -32,7 +32,7 @@ from senn.data.tabular.table_encoder import check_names, listed
 from senn.data.tabular.table_notes import index_columns
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
-from senn.runs import FitOptions
+from senn.runs import FitOptions, RunStart
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
 from senn.training.builders import build_model, most_inputs, start_widths
 from senn.training.run_state import Checkpointer
@@ -214,13 +214,12 @@ class Preparation:
         return planned(model, self.recipe, self.start, rows, unit=self.x.shape[1] + 1 + outputs)
 
 
-def prepare(options: FitOptions, begun_with: tuple[int, ...] | None = None) -> Preparation:
+def prepare(options: FitOptions, begun_with: RunStart | None = None) -> Preparation:
     """Read, split and encode a table, and choose its recipe, before anything is written.
 
     Args:
         options: of the run.
-        begun_with: widths that a run which is resumed began with, which may be those of an older version; None for a
-            new run.
+        begun_with: how a run began that is resumed, perhaps by an older version; None for a new run.
 
     Returns:
         Data ready for training.
@@ -297,7 +296,7 @@ class _Source:
         recipe: TrainConfig,
         *,
         positive: int | None = None,
-        begun_with: tuple[int, ...] | None = None,
+        begun_with: RunStart | None = None,
     ) -> Preparation:
         """Encode rows by the training rows among them.
 
@@ -321,6 +320,8 @@ class _Source:
             encoding=options.encoding,
             max_inputs=most_inputs(recipe),
         )
+        if begun_with is not None and begun_with.is_original:
+            encoder = encoder.original(parts.train)
         x, y = _encoded(encoder, parts.train)
         with _about(options.test):
             x_test, y_test = _encoded(encoder, parts.test)
@@ -375,12 +376,12 @@ def _recipe(options: FitOptions) -> TrainConfig:
 
 
 def _checked(
-    recipe: TrainConfig, encoder: TableEncoder, features: int, begun_with: tuple[int, ...] | None
+    recipe: TrainConfig, encoder: TableEncoder, features: int, begun_with: RunStart | None
 ) -> TrainConfig:
     """Check a recipe as far as is possible by now, and give it the widths that a resumed run began with."""
     start = start_widths(features, encoder.target.outputs, recipe)
-    if begun_with is not None and begun_with != start:
-        recipe = replace(recipe, hidden=begun_with)
+    if begun_with is not None and begun_with.widths not in (None, start):
+        recipe = replace(recipe, hidden=begun_with.widths)
     # The draws for this network must not shift those of training.
     with torch.random.fork_rng(devices=[]):
         model = build_model(features, encoder.target.outputs, recipe)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix
 
 from senn.cli import baselines
+from senn.cli.baselines import Guess
 from senn.cli.intervals import (
     class_intervals,
     exact_interval,
@@ -177,7 +178,8 @@ class Scorer:
         """
         if self.task == "regression":
             return np.asarray((predictions - truth)[:, 0], dtype=np.float64)
-        return 1.0 - predictions[np.arange(len(truth)), truth].astype(np.float64)
+        lacking: NDArray[np.float64] = 1.0 - predictions[np.arange(len(truth)), truth]
+        return lacking
 
     def confusion(self, predictions: NDArray[Any], truth: NDArray[Any]) -> list[list[int]] | None:
         """Count the rows of each class that are taken for each class, true classes by rows.
@@ -197,7 +199,7 @@ class Scorer:
 
     def baselines(
         self, train: tuple[NDArray[Any], NDArray[Any]], latest: float | None = None
-    ) -> dict[str, baselines.Guess]:
+    ) -> dict[str, Guess]:
         """Fit a constant guess and a linear model to the training rows.
 
         Args:
@@ -216,7 +218,7 @@ class Scorer:
         return guesses
 
     def baseline_scores(
-        self, guesses: Mapping[str, baselines.Guess], test: tuple[NDArray[Any], NDArray[Any]]
+        self, guesses: Mapping[str, Guess], test: tuple[NDArray[Any], NDArray[Any]]
     ) -> dict[str, Scores]:
         """Score baselines.
 

@@ -222,7 +222,7 @@ class _Divider:
         """Return the parts where the rows to test on are given."""
         train, validation = self._validation(np.arange(len(self.frame), dtype=np.intp))
         notes, name, clusters = list(self.keys.notes), self.options.group, None
-        if self.keys.groups is not None and name in test.columns:
+        if self.keys.groups is not None and name is not None and name in test.columns:
             groups = row_groups(name, test)[0]
             clusters = np.unique(groups, return_inverse=True)[1]
             if shared := np.isin(groups, self.keys.groups).mean():

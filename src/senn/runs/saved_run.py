@@ -91,24 +91,38 @@ def read(path: str | Path) -> SavedRun:
     )
 
 
-def read_start(path: str | Path) -> tuple[int, ...] | None:
-    """Read the widths of the hidden layers that an unfinished run began with.
+@dataclass(frozen=True, kw_only=True)
+class RunStart:
+    """How an unfinished run began: with which hidden layers, and by version 0.1, which encoded otherwise, or not."""
+
+    widths: tuple[int, ...] | None
+    is_original: bool
+
+
+def read_start(path: str | Path) -> RunStart | None:
+    """Read how an unfinished run began.
 
     Args:
         path: folder of the run.
 
     Returns:
-        The widths; None if they aren't recorded, or the record is damaged: a checkpoint has the history, too.
+        Its start; None if the record is damaged: a checkpoint has the history, too.
     """
     home = Path(path) / UNFINISHED
     try:
-        history = _read_unfinished_history(home, read_about(home))
+        about = read_about(home)
+        history = _read_unfinished_history(home, about)
     except SennError:
         return None
+    versions = about.get("versions")
+    own = versions.get("senn") if isinstance(versions, Mapping) else None
     widths = history[0].get("architecture") if history else None
     # bool is an int, and must not pass for a width.
     sound = isinstance(widths, list) and all(type(one) is int and one > 0 for one in widths)
-    return tuple(widths) if sound and widths is not None else None
+    return RunStart(
+        widths=tuple(widths) if sound and widths is not None else None,
+        is_original=str(own).startswith("0.1."),
+    )
 
 
 def _read_unfinished_history(home: Path, about: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -94,8 +94,8 @@ class NumberScale:
             weight: (n,) positive weights; None for equal ones.
 
         >>> import numpy as np
-        >>> NumberScale.fit(np.array([1.0, 2.0, 3.0, 4.0, 5e9]))
-        NumberScale(median=3.0, scale=1.4825796886582654, edges=())
+        >>> NumberScale.fit(np.array([*range(99), 5e9]))
+        NumberScale(median=49.0, scale=37.06449221645663, edges=())
         """
         levels = [0.5, *(side for low, _ in SPREADS for side in (low, 1 - low))]
         median, *sides = _quantiles(values, levels, weight)

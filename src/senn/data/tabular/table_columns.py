@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from senn.data.tabular.cell_texts import TRUTH
 from senn.data.tabular.cells import Floats, FoundKind, is_missing, numbers, shown, style_of, texts
-from senn.data.tabular.number_scale import NumberScale, standardize
+from senn.data.tabular.number_scale import NumberScale, mean_and_deviation, standardize
 from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
@@ -152,6 +152,16 @@ class NumberColumn:
         values = numbers(self.name, cells, self.style)
         scale = NumberScale.fit(values[~np.isnan(values)], bins)
         return replace(self, edges=scale.edges)
+
+    def original(self, cells: pd.Series[Any]) -> NumberColumn:
+        """Return the column as version 0.1 fitted it: by mean and standard deviation, with the median where one lacks.
+
+        Args:
+            cells: the training cells.
+        """
+        values = numbers(self.name, cells, self.style)
+        mean, scale = mean_and_deviation(np.where(np.isnan(values), self.median, values))
+        return replace(self, mean=mean, scale=scale, edges=())
 
     def features(self) -> list[str]:
         """List the number, its bins and, if any were missing at fit, the indicator."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ class TableEncoder:
         >>> encoder.features
         ['height']
         >>> encoder.transform(frame)[:, 0].round(2)
-        array([-1.34, -0.45,  0.45,  1.34], dtype=float32)
+        array([-0.66,  0.  ,  0.66,  1.23], dtype=float32)
         """
         name_of_target = target if isinstance(target, str) else target.name
         check_names(frame, name_of_target)
@@ -226,6 +226,18 @@ class TableEncoder:
             "decimal": self.decimal,
             "encoding": self.encoding,
         }
+
+    def original(self, frame: pd.DataFrame) -> TableEncoder:
+        """Return the encoder with numbers as version 0.1 encoded them, for its runs that go on.
+
+        Args:
+            frame: the training rows.
+        """
+        columns = tuple(
+            one.original(frame[one.name]) if isinstance(one, NumberColumn) else one
+            for one in self.columns
+        )
+        return replace(self, columns=columns, target=replace(self.target, low=None, high=None))
 
     def original_record(self) -> dict[str, Any]:
         """Return what version 0.1 would have recorded, so that the checksums of its runs still hold.
