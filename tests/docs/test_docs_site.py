@@ -77,23 +77,17 @@ def test_its_links_lead_somewhere_and_every_public_name_has_a_page(copy):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_start_page_can_be_read_by_everybody_without_a_network(copy, scheme):
-    playwright = pytest.importorskip("playwright.sync_api")
+def test_the_start_page_can_be_read_by_everybody_without_a_network(copy, scheme, browser):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((copy / "site" / "index.html").as_uri())
-        found = [
-            (one["id"], one["nodes"][0]["html"])
-            for one in axe.Axe().run(page).response["violations"]
-        ]
-        is_wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
-        browser.close()
+    page = browser.new_page(color_scheme=scheme, viewport={"width": 390, "height": 844})
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((copy / "site" / "index.html").as_uri())
+    found = [
+        (one["id"], one["nodes"][0]["html"]) for one in axe.Axe().run(page).response["violations"]
+    ]
+    is_wide = page.evaluate("document.documentElement.scrollWidth > window.innerWidth")
+    page.close()
     assert found == []
     assert [url for url in asked if not url.startswith("file:")] == []
     assert not is_wide
