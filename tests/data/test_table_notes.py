@@ -1,5 +1,7 @@
 """Leaks, row numbers and doubtful classes that a user hears of before training."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from senn.data.tabular.table_notes import (
     index_columns,
     order_notes,
     rising_columns,
+    tail_note,
     target_notes,
 )
 
@@ -139,3 +142,22 @@ def test_numbers_taken_as_classes_and_spellings_are_pointed_out():
         "classes 'N/A b', 'n/a-b' differ only in capitals, blanks or marks, and count as 2 classes",
         "classes 'Yes', 'yes' differ only in capitals, blanks or marks, and count as 2 classes",
     ]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        (lambda z: 3 * z + 1e6, ""),
+        (lambda z: np.exp(z), ""),
+        (lambda z: np.exp(2 * z), "is heavy-tailed.*logarithm"),
+        (lambda z: np.sinh(3 * z), "is heavy-tailed.*minimized$"),
+        (lambda z: np.where(np.arange(len(z)) < 2, 1e7, z), "has 2 numbers .* such as 1e.07, "),
+        (lambda z: np.where(np.arange(len(z)) % 20 == 0, z, 0.0), ""),
+    ],
+)
+def test_targets_that_few_numbers_decide_are_pointed_out(numbers, words):
+    cells = pd.Series(numbers(np.random.default_rng(3).normal(size=2000)))
+    target = Target.fit("y", cells)
+    found = tail_note(target, target.encode(cells))
+    assert bool(found) == bool(words)
+    assert all(re.search(words, one) for one in found)

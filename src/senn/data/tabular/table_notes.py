@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn.data.tabular.number_scale import HEAVY, NumberScale
 from senn.data.tabular.table_encoder import TableEncoder, listed
 from senn.data.tabular.target import Target
 
@@ -25,6 +26,7 @@ _MOST_ROWS = 5000
 """Rows, evenly spaced, on which single columns are compared with the target."""
 _MOST_COLUMNS = 300
 _CORRELATION, _RANK_CORRELATION = 0.999, 0.9999
+_FAR = 50
 _SHARE_OF_ERRORS = 0.02
 """Errors of a single column, beside those of always guessing the most frequent class, below which it decides alone."""
 
@@ -246,3 +248,29 @@ def target_notes(target: Target, *, is_inferred: bool) -> list[str]:
                 f"{len(spellings)} classes"
             )
     return notes
+
+
+def tail_note(target: Target, y: NDArray[Any]) -> list[str]:
+    """Point out numbers to predict of which a few decide the squared error that training minimizes.
+
+    Args:
+        target: the column to predict.
+        y: (rows, 1) its encoded training numbers.
+    """
+    if target.task == "classification":
+        return []
+    values = y[:, 0].astype(np.float64) * target.scale + target.mean
+    low, first, median, third, high = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99])
+    if 0 < HEAVY * (third - first) < high - low:
+        words = "; its logarithm may be predicted better" * bool(values.min() > 0)
+        return [
+            f"target {target.name!r} is heavy-tailed, so its largest numbers decide the error that is minimized{words}"
+        ]
+    distance = np.abs(values - median)
+    count = int((distance > _FAR * NumberScale.fit(values).scale).sum())
+    if not count:
+        return []
+    return [
+        f"target {target.name!r} has {count:,} number{'s' * (count > 1)} further than {_FAR} usual deviations from its "
+        f"median, such as {values[distance.argmax()]:g}, which decide the error that is minimized: are they right?"
+    ]
