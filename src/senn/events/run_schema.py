@@ -143,6 +143,7 @@ class EndRecord(TypedDict):
     best_epoch: NotRequired[int]
     parameters: NotRequired[int]
     architecture: NotRequired[list[int]]
+    output_scale: NotRequired[float]
     frontier: NotRequired[FrontierRecord | None]
 
 
@@ -257,6 +258,7 @@ class Results(TypedDict):
     data: DataRecord
     versions: NotRequired[dict[str, str]]
     files: NotRequired[dict[str, FileDigest]]
+    output_scale: NotRequired[float]
     frontier: NotRequired[FrontierRecord | None]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from senn._validate import Rule, check_arguments, each, whole
@@ -69,6 +70,16 @@ class ConvNet(nn.Module):
     def _hidden_maps(self) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
         modules = self.named_modules()
         return [(name, one) for name, one in modules if isinstance(one, nn.Conv2d | nn.Linear)][:-1]
+
+    @torch.no_grad()
+    def scale_outputs(self, factor: float) -> None:
+        """Multiply all outputs by a factor, by the weights of the head.
+
+        Args:
+            factor: of the outputs.
+        """
+        for parameter in self.head.parameters():
+            parameter.mul_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, (N, out_features), without a final activation."""

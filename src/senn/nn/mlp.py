@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from senn._validate import Rule, check_arguments, each, flag, fraction, one_of, whole
@@ -95,6 +96,18 @@ class MLP(nn.Module):
         # Of the body: the shortcut is a linear map, too, but no hidden layer.
         modules = self.body.named_modules(prefix="body")
         return [(name, one) for name, one in modules if isinstance(one, nn.Linear)][:-1]
+
+    @torch.no_grad()
+    def scale_outputs(self, factor: float) -> None:
+        """Multiply all outputs by a factor, by the weights of the maps that make them.
+
+        Args:
+            factor: of the outputs.
+        """
+        last = [one for one in self.body.modules() if isinstance(one, nn.Linear)][-1]
+        makers = (last,) if self.shortcut is None else (last, self.shortcut)
+        for parameter in (one for maker in makers for one in maker.parameters()):
+            parameter.mul_(factor)
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute the outputs, (..., out_features), without a final activation."""

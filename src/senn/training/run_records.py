@@ -128,6 +128,7 @@ def outcome(result: TrainResult) -> Record:
         "best_epoch": result.best_epoch,
         "kept": result.kept,
         "validation": dict(result.validation),
+        "output_scale": result.output_scale,
         "interrupted": result.interrupted,
         "threads": [dict(change) for change in result.threads],
         "frontier": None if result.frontier is None else result.frontier.to_dict(),

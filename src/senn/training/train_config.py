@@ -73,6 +73,7 @@ RANGES: Mapping[str, Rule] = {
     "max_seconds": positive().or_none(),
     "threads": whole(low=1).or_none(),
     "frontier": flag(),
+    "calibrate": flag(),
     "seed": a_seed(),
 }
 """Ranges of the fields of a `TrainConfig`."""
@@ -140,6 +141,9 @@ class TrainConfig:
             it is left out. Reading data and writing results come on top.
         threads: number of threads that compute the steps on a CPU. None to let it follow from the work of a step, but
             to leave alone what OMP_NUM_THREADS, MKL_NUM_THREADS or `torch.set_num_threads` has set.
+        calibrate: False to leave the outputs of a classifier as they were trained. Otherwise, at the end of the run,
+            those of a `senn.nn.MLP` or `senn.nn.ConvNet` are scaled down where that lowers the loss on the validation
+            rows, which makes probabilities honest and changes no prediction.
         frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
             (`senn.frontier`), on the validation rows. `senn fit` does for tables; for images it costs about what ten
             rounds of removals do.
@@ -197,6 +201,7 @@ class TrainConfig:
     moves: tuple[str, ...] | None = None
     max_seconds: float | None = None
     threads: int | None = None
+    calibrate: bool = True
     frontier: bool = False
     seed: int = 0
 

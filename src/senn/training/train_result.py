@@ -30,7 +30,8 @@ class TrainResult:
         seconds: wall-clock time of the run.
         best_epoch: epoch that was kept; 0 for the network as it started.
         kept: sentence that says which one is kept, and why.
-        validation: metric to value at that epoch: `loss`, and `accuracy` or `r2`; empty without validation rows.
+        validation: metric to value of that network: `loss`, and `accuracy` or `r2`; empty without validation rows.
+        output_scale: factor of a classifier's outputs that suits the validation rows, at most 1; the weights have it.
         interrupted: True if a KeyboardInterrupt ended the run.
         threads: numbers of threads that computed it, in order: `step` from which on, `number`, `by` what it was chosen
             and the `reason`, as in `senn.training.threads.RunThreads`.
@@ -46,6 +47,7 @@ class TrainResult:
     best_epoch: int
     validation: dict[str, float]
     kept: str
+    output_scale: float = 1.0
     interrupted: bool = False
     threads: list[Record] = field(default_factory=list, repr=False)
     frontier: Frontier | None = field(default=None, repr=False)

@@ -15,6 +15,7 @@ from torch import nn
 from senn.errors import DivergenceError, SennError
 from senn.events import Frontier
 from senn.flops import forward_flops
+from senn.nn import MLP, ConvNet
 from senn.schedule import GrowthSchedule
 from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
@@ -42,7 +43,7 @@ from senn.training.train_result import (
     count_parameters,
 )
 from senn.training.train_step import TrainStep
-from senn.training.validation import Validation, monitored, validate
+from senn.training.validation import Validation, monitored, output_scale, validate
 
 
 class Training(ResumableRun):
@@ -339,14 +340,37 @@ class Training(ResumableRun):
             tell_fault=self.tell_fault,
         )
 
+    def calibrated(self, model: nn.Module) -> tuple[nn.Module, float]:
+        """Scale a classifier's outputs as suits the validation rows.
+
+        Args:
+            model: the network that is kept, which stays as it is.
+
+        Returns:
+            A network with scaled outputs, and the factor; the same network and 1 where that isn't wanted.
+        """
+        wanted = self.recipe.calibrate and self.task == "classification"
+        if not wanted or self.held_out is None or not isinstance(model, MLP | ConvNet):
+            return model, 1.0
+        factor = output_scale(model, self.held_out, self.inputs)
+        if factor == 1:
+            return model, 1.0
+        scaled = copy.deepcopy(model)
+        scaled.scale_outputs(factor)
+        return scaled, factor
+
     def finish(self, interrupted: bool) -> TrainResult:
         """Record how the run ended, and return its result with the best network."""
         seconds, (kept, why) = self.state.seconds, self.state.kept(self.monitor)
-        sizes = None if interrupted else self.frontier(kept.model)
+        # Eval mode: what comes out is for predicting.
+        model, figures, factor = kept.model.eval(), kept.figures, 1.0
+        if not interrupted:
+            model, factor = self.calibrated(model)
+            if factor < 1 and (validation := self.validate(model)) is not None:
+                figures = validation.figures
+        sizes = None if interrupted else self.frontier(model)
         if self.checkpointer is not None:
             self.checkpointer.end()
-        # Eval mode: what comes out is for predicting.
-        model = kept.model.eval()
         run = TrainResult(
             model=model,
             history=self.state.history,
@@ -355,7 +379,8 @@ class Training(ResumableRun):
             seconds=seconds,
             best_epoch=kept.epoch,
             kept=why,
-            validation=kept.figures,
+            validation=figures,
+            output_scale=factor,
             interrupted=interrupted,
             threads=self.threads.changes,
             frontier=sizes,

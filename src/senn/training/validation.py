@@ -19,6 +19,9 @@ from senn.training.train_config import Task, TrainConfig
 IMAGES_AT_ONCE = 500
 """Images that are validated at once."""
 
+SMALLEST_SCALE = 0.05
+"""Least factor of a classifier's outputs; with less, nothing would be left of what it has learned."""
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Validation:
@@ -113,6 +116,38 @@ def validate(
         return found
     figures[metric.name] = metric(output, rows.y, rows.weight)
     return replace(found, metric=metric, outputs=output, targets=rows.y)
+
+
+@torch.no_grad()
+def output_scale(model: nn.Module, rows: Rows, inputs: Inputs) -> float:
+    """Find the factor of a classifier's outputs, at most 1, with which its loss on some rows is least.
+
+    Nets that are fitted to the last row are too sure of themselves: temperature scaling (Guo, Pleiss, Sun & Weinberger
+    2017, *On calibration of modern neural networks*, arXiv 1706.04599, section 4.2), with 1 / T as the factor. A factor
+    above 1 would only show that the rows are few.
+
+    Args:
+        model: any module, in eval mode.
+        rows: rows that it isn't trained on, with classes.
+        inputs: how the model reads the inputs of rows.
+    """
+    at_once = IMAGES_AT_ONCE if rows.x.dim() > 2 else len(rows)
+    z = torch.cat([model(inputs(x)) for x in torch.split(rows.x, at_once)]).double()
+    weight = torch.ones(len(rows)).to(z) if rows.weight is None else rows.weight.to(z)
+    own = z.gather(1, rows.y[:, None])[:, 0]
+
+    def slope(factor: float) -> float:
+        # of the mean of log sum exp(f z) - f z_y, which is convex in f
+        expected = ((factor * z).softmax(1) * z).sum(1)
+        return float((weight * (expected - own)).sum())
+
+    low, high = SMALLEST_SCALE, 1.0
+    if not slope(high) > 0:
+        return 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return high
 
 
 def monitored(recipe: TrainConfig, rows: Rows | None) -> str:
