@@ -73,7 +73,7 @@ def test_it_answers_as_senn_predict_does(home, port, rows):
     assert (status, found["notes"]) == (200, [])
     assert found["predictions"] == run.predict(frame).tolist()
     chances = [[row[name] for name in ("big", "small")] for row in found["probabilities"]]
-    np.testing.assert_allclose(chances, run.predict_proba(frame))
+    np.testing.assert_allclose(chances, run.predict_proba(frame), rtol=1e-5)
     assert set(ask(port, body={"rows": rows})[1]) == {"predictions", "notes"}
 
 

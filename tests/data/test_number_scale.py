@@ -90,11 +90,19 @@ def test_heavy_tails_are_told_by_more_bins():
 
 
 @pytest.mark.parametrize(
-    ("rows", "columns", "bins"),
-    [(30, 4, 0), (250, 4, 5), (10_000, 4, 8), (10_000, 200, 4), (2000, 2000, 0)],
+    ("rows", "columns", "regression", "classification"),
+    [
+        (30, 1, 1, 1),
+        (100, 4, 1, 4),
+        (250, 4, 5, 8),
+        (10_000, 4, 8, 8),
+        (10_000, 200, 4, 8),
+        (2000, 2000, 0, 0),
+    ],
 )
-def test_few_rows_and_many_columns_get_few_bins(rows, columns, bins):
-    assert most_bins(rows, columns) == bins
+def test_few_rows_and_many_columns_get_few_bins(rows, columns, regression, classification):
+    assert most_bins(rows, columns, "regression") == regression
+    assert most_bins(rows, columns, "classification") == classification
 
 
 def test_columns_keep_their_bins_through_json():

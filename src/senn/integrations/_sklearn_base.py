@@ -98,7 +98,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             check_consistent_length(X, groups)
             groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
-        self.scales_ = fit_scales(X, weight, most_inputs(recipe))
+        self.scales_ = fit_scales(X, weight, self._task, most_inputs(recipe))
         self._learn_targets(y, weight)
         # With a single class there is nothing to tell apart.
         if self._task == "classification" and self._outputs() == 1:
@@ -128,7 +128,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         online: IncrementalTrainer | None = getattr(self, "_online", None)
         recipe = self._recipe() if online is None else online.recipe
         if not hasattr(self, "scales_"):
-            self.scales_ = fit_scales(X, weight, most_inputs(recipe))
+            self.scales_ = fit_scales(X, weight, self._task, most_inputs(recipe))
         rows = self.encode_inputs(X).float()
         if online is None:
             model = getattr(self, "model_", None) or build_model(
@@ -235,15 +235,18 @@ def present_rows(X: Array, y: Array, weight: Array) -> tuple[Array, Array, Array
     return X[rows], y[rows], weight[rows]
 
 
-def fit_scales(table: Array, weight: Array, inputs: int | None) -> tuple[NumberScale, ...]:
+def fit_scales(
+    table: Array, weight: Array, task: Task, inputs: int | None
+) -> tuple[NumberScale, ...]:
     """Fit the scale of each column.
 
     Args:
         table: (rows, columns).
         weight: (rows,) positive.
+        task: what is to be predicted.
         inputs: most inputs that columns and bins make, as of `most_bins`.
     """
-    bins = most_bins(len(table), table.shape[1], inputs)
+    bins = most_bins(len(table), table.shape[1], task, inputs)
     return tuple(NumberScale.fit(values, bins, weight) for values in table.T)
 
 

@@ -48,7 +48,8 @@ def as_text(cell: Any) -> str:
 def without_fractions(texts: Iterable[str]) -> dict[str, str]:
     """Return the short form of each text, "3" of "3.0", if all are whole; else the text itself."""
     # pandas writes whole numbers so where one cell of their column is empty; "03" is another text.
-    # Whole texts only: a search in one of 100,000 digits would begin at each of them, and make 12 of 1.02.
+    # Whole texts only: a search in one of 100,000 digits would begin at each of them, and make
+    # 12 of 1.02.
     found = {text: _WHOLE_AS_FRACTION.fullmatch(text) for text in texts}
     short = {text: match[1] if match else text for text, match in found.items()}
     if all(_WHOLE.fullmatch(text) for text in short.values()):

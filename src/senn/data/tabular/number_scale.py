@@ -9,13 +9,16 @@ References:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from senn.data.tabular.cells import Floats
+
+Task = Literal["classification", "regression"]
 
 FARTHEST = 1e6
 """Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
@@ -23,43 +26,26 @@ FARTHEST = 1e6
 BOUND = 3.0
 """Size that smoothly clipped numbers don't reach."""
 
-BINS = 8
-"""Most bins of a column (benchmarks/table_sizes.py --tuning)."""
-
-HEAVY, HEAVY_FACTOR = 8.0, 4
-"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
-normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
-
-ROWS_AN_INPUT = 10
-"""Fewest training rows for each number and bin: with fewer, bins fit noise (a diabetes table of 331 rows)."""
-
-MOST_INPUTS = 2048
-"""Most inputs that columns of numbers and their bins may make; without bins there may be more."""
-
 SPREADS = ((0.25, 1.349), (0.05, 3.290), (0.01, 4.653))
 """Quantiles beside whose mirror image a spread is read off, and how many normal standard deviations lie between."""
 
-BOUND = 3.0
-"""Size that smoothly clipped numbers don't reach."""
-
-BINS = 8
-"""Most bins of a column (benchmarks/table_sizes.py --tuning)."""
-
 HEAVY, HEAVY_FACTOR = 8.0, 4
 """Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
 normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
 
-ROWS_AN_INPUT = 10
-"""Fewest training rows for each number and bin: with fewer, bins fit noise (a diabetes table of 331 rows)."""
+BINS = 8
+"""Most bins of a column (benchmarks/table_sizes.py --tuning)."""
+
+ROWS_AN_INPUT: Mapping[Task, int] = {"classification": 4, "regression": 10}
+"""Fewest training rows for each number and bin, by task. With fewer, bins fit the noise of a number to predict (R2 .40
+to .33 on a diabetes table of 331 rows and 10 columns); classes tell more (digits .974 to .976, 1,347 rows, 64 columns).
+"""
+
+ROWS_A_BIN = 25
+"""Fewest training rows for each bin of a column."""
 
 MOST_INPUTS = 2048
 """Most inputs that columns of numbers and their bins may make; without bins there may be more."""
-
-SPREADS = ((0.25, 1.349), (0.05, 3.290), (0.01, 4.653))
-"""Quantiles beside whose mirror image a spread is read off, and how many normal standard deviations lie between.
-
-The quartiles say nothing of a column that mostly holds one number; the further quantiles do.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,20 +135,23 @@ class NumberScale:
         return np.hstack(columns)
 
 
-def most_bins(rows: int, columns: int, inputs: int | None = None) -> int:
+def most_bins(rows: int, columns: int, task: Task, inputs: int | None = None) -> int:
     """Choose how many bins a column of numbers gets at most.
 
     Args:
         rows: training rows.
         columns: columns of numbers.
+        task: `classification` or `regression`.
         inputs: most inputs that numbers and bins may make together; None for `MOST_INPUTS`.
 
-    >>> most_bins(5000, 10), most_bins(100, 10), most_bins(5000, 1000), most_bins(5000, 10, 40)
-    (8, 0, 0, 3)
+    >>> [most_bins(rows, 10, "regression") for rows in (5000, 500, 100)]
+    [8, 4, 0]
+    >>> most_bins(5000, 10, "classification", inputs=40)
+    3
     """
     most = MOST_INPUTS if inputs is None else min(inputs, MOST_INPUTS)
-    most = min(most, rows // ROWS_AN_INPUT)
-    return max(0, min(BINS, most // max(columns, 1) - 1))
+    most = min(most, rows // ROWS_AN_INPUT[task])
+    return max(0, min(BINS, rows // ROWS_A_BIN, most // max(columns, 1) - 1))
 
 
 def mean_and_deviation(values: Floats) -> tuple[float, float]:

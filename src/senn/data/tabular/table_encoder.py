@@ -117,7 +117,7 @@ class TableEncoder:
                 + (f" ({reasons})" if reasons else "")
             )
         number_columns = [one for one in columns if isinstance(one, NumberColumn)]
-        bins = most_bins(len(frame), len(number_columns), max_inputs)
+        bins = most_bins(len(frame), len(number_columns), fitted.task, max_inputs)
         columns = tuple(
             one.with_bins(frame[one.name], bins) if isinstance(one, NumberColumn) else one
             for one in columns
