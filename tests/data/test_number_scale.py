@@ -136,7 +136,7 @@ def test_columns_of_version_0_1_are_read_as_they_were():
 def test_numbers_far_outside_training_are_told():
     frame = pd.DataFrame({"a": np.arange(200.0), "y": np.arange(200) % 2})
     encoder = TableEncoder.fit(frame, "y")
-    near, far = ([-150.0, 300.0, None], [5.0, -9999.0, 1e6])
+    near, far = ([-150.0, 1000.0, None], [5.0, -9999.0, 1e6])
     assert not any("outside" in one for one in encoder.surprises(pd.DataFrame({"a": near})))
     assert encoder.surprises(pd.DataFrame({"a": far})) == [
         "column 'a': 2 of 3 cells lie far outside 0 to 199, the first being '-9999.0', as no cell in training"

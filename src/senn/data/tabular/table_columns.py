@@ -20,6 +20,9 @@ from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
 
+FAR_OUTSIDE = 50
+"""Spreads from the median beyond which a number that training never reached is told: a unit or a mark is another."""
+
 
 class Column(Protocol):
     """Interface of every kind of column."""
@@ -203,13 +206,14 @@ class NumberColumn:
         return [f"{one}, as no cell in training" for one in found]
 
     def _far_outside(self, cells: pd.Series[Any], style: NumberStyle) -> list[str]:
-        """Say how many numbers lie further outside the training cells than those reach."""
+        """Say how many numbers lie outside the training cells, and `FAR_OUTSIDE` spreads from their median or more."""
         if not self.edges:
             return []
         low, high = self.edges[0], self.edges[-1]
         values = numbers(self.name, cells, style)
-        # halves, since the range of numbers near the end of the float range would overflow
-        far = np.abs(values / 2 - (low / 4 + high / 4)) > 1.5 * (high / 2 - low / 2)
+        with np.errstate(over="ignore"):  # what overflows is far
+            z = np.abs(standardize(values, self.median, self.scale))
+        far = (z > FAR_OUTSIDE) & ((values < low) | (values > high))
         if not far.any():
             return []
         return [_counted(cells[far], len(cells), f"lie far outside {low:g} to {high:g}")]
