@@ -38,7 +38,12 @@ class TestInterruption:
         monkeypatch.setattr(
             fit_command, "_prepare", lambda *args: signal.raise_signal(signal.SIGINT)
         )
-        assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
+        # a shell starts what runs in its background with this signal ignored
+        former = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            assert main([*fit(tmp_path, "wine"), "--quiet"]) == 130
+        finally:
+            signal.signal(signal.SIGINT, former)
         assert capsys.readouterr().err == "senn: interrupted\n"
         assert list(tmp_path.iterdir()) == []
 
