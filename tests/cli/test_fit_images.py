@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cli_cases import TWO_CLASSES, refused
+from cli_cases import FILES, TWO_CLASSES, refused
 from photo_cases import folder_of, stripes
 from PIL import Image
 from torch import nn
@@ -36,14 +36,6 @@ from senn.training.loop import fit_model
 from senn.training.progress import LinesCallback
 from senn_reproduce.image_sets import load_images
 
-FILES = [
-    "growth.png",
-    "history.jsonl",
-    "model.json",
-    "model.safetensors",
-    "results.json",
-    "test.json",
-]
 FIXED = image_config(grow=False, epochs=6, batch_size=16, hidden=(4, 4))
 
 
