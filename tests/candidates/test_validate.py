@@ -102,6 +102,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "moves": ("width", ("hight",)),
         "max_seconds": (0, -1.0),
         "threads": (0, 1.5),
+        "calibrate": (1, None),
         "frontier": (1, None),
         "seed": (None, 2**64),
     },
@@ -187,7 +188,7 @@ MAKERS: dict[str, tuple[type, dict[str, Any]]] = {
 # Checked by what they are handed to: torch, or functions with sentences of their own.
 ELSEWHERE = {"self", "model", "optimizer", "params", "device", "dtype"}
 TAKES_TEXT = {"activation", "optimizer", "policy"}
-TAKES_FLAG = {"shortcut", "grow", "frontier", "adapt", "bias", "coupled"}
+TAKES_FLAG = {"shortcut", "grow", "calibrate", "frontier", "adapt", "bias", "coupled"}
 TAKES_MAPPING = {"optimizer_options"}
 
 FIELDS = [(name, field) for name, fields in BEYOND.items() for field in fields]
