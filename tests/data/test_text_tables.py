@@ -318,3 +318,31 @@ class TestLimits:
         frame = read(tmp_path, f"a,b\n{2**53 + 1},1\n,2\n3,3\n").frame
         assert frame["a"].iloc[0] == 2**53 + 1
         assert frame["b"].dtype == np.int64
+
+
+class TestWideTables:
+    def test_each_of_thousands_of_columns_is_read_as_one_alone(self, tmp_path):
+        kinds = ("1.5", "2", "007", "a b", "", "1e400", str(10**30))
+        names = [f"c{at}" for at in range(2000)]
+        row = [kinds[at % len(kinds)] for at in range(2000)]
+        wide = read(tmp_path, "\n".join([",".join(names), ",".join(row), ",".join(row)])).frame
+        alone = read(tmp_path, "\n".join([",".join(names[:7]), *[",".join(row[:7])] * 2])).frame
+        for at in range(7):
+            pd.testing.assert_series_equal(
+                wide[f"c{1400 + at}"], alone[f"c{at}"], check_names=False
+            )
+
+    def test_more_columns_than_are_read_are_refused(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(containers, "MOST_COLUMNS", 4)
+        for name, frame in (("t.csv", "to_csv"), ("t.parquet", "to_parquet")):
+            getattr(pd.DataFrame(np.ones((2, 5))).rename(columns=str), frame)(
+                tmp_path / name, index=False
+            )
+            with pytest.raises(SennError, match=r"has 5 columns, and a table of more than 4 isn't"):
+                read_table(tmp_path / name)
+
+    def test_blanks_within_quotes_are_left_out_column_by_column(self, tmp_path):
+        frame = read(tmp_path, 'a,b,c\n" 1 ",x,"  "\n"2",y,"z "\n').frame
+        assert frame["a"].tolist() == [1, 2]
+        assert frame["c"].tolist() == [None, "z"]
+        assert frame["b"].tolist() == ["x", "y"]

@@ -219,14 +219,15 @@ def numbers(name: str, cells: pd.Series[Any], style: NumberStyle = PLAIN) -> Flo
     Raises:
         SennError: a cell isn't a finite number; the first one is named.
     """
-    known = ~is_missing(cells)
-    values = np.full(len(cells), np.nan)
     # numeric columns need no parsing; complex numbers count as numeric, too, and fail below
     if pd.api.types.is_numeric_dtype(cells.dtype) and not pd.api.types.is_complex_dtype(
         cells.dtype
     ):
         values = cells.to_numpy(dtype=np.float64, na_value=np.nan)
-    elif known.any():
+        known = ~np.isnan(values)
+    else:
+        known = ~is_missing(cells)
+        values = np.full(len(cells), np.nan)
         values[known] = [_parse_number(cell, style) for cell in cells[known]]
     bad = known & np.isnan(values)
     if bad.any():

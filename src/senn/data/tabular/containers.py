@@ -20,6 +20,9 @@ from senn.errors import SennError
 STANDARD_INPUT = frozenset({"-", "/dev/stdin"})
 
 _MOST = 8 << 30
+MOST_COLUMNS = 50_000
+"""Columns of a table; some milliseconds go by for each until training begins."""
+
 _LEAST, _RATIO = 32 << 20, 100
 """A text that packs to less than a hundredth is no table, but may be one that fills the memory."""
 
@@ -192,6 +195,22 @@ def _unzipped(source: Source, depth: int) -> Source:
     suffix = inner.suffix.lower()
     unpacked = Source(shown=source.shown, name=inner.stem, suffix=suffix, content=content)
     return _unpacked(unpacked, depth + 1)
+
+
+def check_columns(count: int, shown: str) -> None:
+    """Refuse a table of too many columns, before the time is spent on them.
+
+    Args:
+        count: number of its columns.
+        shown: how messages call it.
+
+    Raises:
+        SennError: there are more than `MOST_COLUMNS`.
+    """
+    if count > MOST_COLUMNS:
+        raise SennError(
+            f"{shown} has {count:,} columns, and a table of more than {MOST_COLUMNS:,} isn't read: leave some out"
+        )
 
 
 def check_archive(archive: zipfile.ZipFile, source: Source) -> None:

@@ -5,22 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
-from senn.data.tabular.containers import Source
-from senn.data.tabular.number_style import Mark
+from senn.data.tabular.containers import Source, check_columns
+from senn.data.tabular.plain_numbers import has_blanks
 from senn.data.tabular.text_layout import Layout, encoding_of, layout_of
 from senn.errors import SennError
-
-_PLAIN = r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
-_WHOLE = r"[-+]?[0-9]{1,18}"
-_ZEROS_AHEAD = r"[-+]?0[0-9]+"
-_EITHER = r"[-+]?[1-9][0-9]{0,2},[0-9]{3}"
-_COMMA = r"[-+]?(?:[0-9]+,(?:[0-9]{1,2}|[0-9]{4,})|0,[0-9]+|[0-9]{1,3}(?:\.[0-9]{3})+,[0-9]+)"
-_POINT = r"[-+]?(?:[0-9]*\.(?:[0-9]{1,2}|[0-9]{4,})|0\.[0-9]+|[0-9]{1,3}(?:,[0-9]{3})+\.[0-9]+)"
 
 
 def read_delimited(source: Source, encoding: str | None) -> tuple[pd.DataFrame, Layout, list[str]]:
@@ -52,7 +44,7 @@ def read_delimited(source: Source, encoding: str | None) -> tuple[pd.DataFrame, 
         raise SennError(f"table {source.shown!r} has no rows")
     frame = _cells(source, name, layout)
     frame = frame[layout.places].set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
-    frame = frame.apply(_stripped).set_axis(layout.names, axis=1)
+    frame = _without_blanks(frame).set_axis(layout.names, axis=1)
     empty = frame.isna().all(axis=1)
     if empty.any() and not empty.all():
         lines_of = "lines without any cell are" if empty.sum() > 1 else "line without any cell is"
@@ -74,7 +66,8 @@ def _cells(source: Source, encoding: str, layout: Layout) -> pd.DataFrame:
             usecols=layout.places,
             index_col=False,
             nrows=layout.rows,
-            dtype="str",
+            # Python's own texts, which take more memory than those of Arrow and a tenth of the time to look at.
+            dtype=object,
             # Words such as NA may be the names of classes: what they mean is decided column by column.
             keep_default_na=False,
             na_values=[""],
@@ -88,90 +81,11 @@ def _text(stream: Any, encoding: str) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding=encoding, newline="")
 
 
-def _stripped(cells: pd.Series[Any]) -> pd.Series[Any]:
-    plain = cells.str.strip()
-    return plain.mask(plain == "", None)
-
-
-def decimal_of(frame: pd.DataFrame, separator: str, shown: str) -> Mark | None:
-    """Find the decimal mark of a table's numbers, from those that can only be read with one.
-
-    Args:
-        frame: cells as texts.
-        separator: between them: where it is a semicolon, commas tend to be decimal.
-        shown: how messages call the table.
-
-    Returns:
-        The mark; None if nothing says it.
-
-    Raises:
-        SennError: numbers between semicolons may be thousands or have decimals, and no other number tells.
-    """
-    commas = _columns_of(frame, rf"{_COMMA}|{_EITHER}", _COMMA)
-    points = _columns_of(frame, rf"{_POINT}|{_PLAIN}", _POINT)
-    if commas and not points:
-        return ","
-    if points and not commas:
-        return "."
-    unsure = _columns_of(frame, rf"{_EITHER}|{_WHOLE}", _EITHER)
-    if separator == ";" and unsure and not points and not commas:
-        cells = frame[unsure[0]]
-        first = cells[cells.str.fullmatch(_EITHER).fillna(False).astype(bool)].iloc[0]
-        whole, part = first.replace(",", ""), first.replace(",", ".")
-        raise SennError(
-            f"column {unsure[0]!r} of {shown} writes {first!r}, which may be {whole} or {part}: say which with "
-            "--decimal . or --decimal ,"
-        )
-    return None
-
-
-def _columns_of(frame: pd.DataFrame, every: str, some: str) -> list[str]:
-    """List the columns of which every cell matches one pattern, and some cell another."""
-    found = []
-    for name in frame.columns:
-        known = frame[name].dropna()
-        # most columns are told by their first cells
-        if known.iloc[:20].str.fullmatch(every).all() and known.str.fullmatch(every).all():
-            found += [name] * bool(known.str.fullmatch(some).any())
-    return found
-
-
-def with_numbers(frame: pd.DataFrame, text: Iterable[str], decimal: Mark | None) -> pd.DataFrame:
-    """Convert the columns that hold plain numbers, and leave the others as text.
-
-    Args:
-        frame: cells as texts.
-        text: columns that stay text.
-        decimal: decimal mark; after a comma, numbers with points stay text, for they may be thousands.
-
-    Returns:
-        A table in which codes with leading zeros are text, and whole numbers stay whole where cells are missing.
-    """
-    kept = set(text)
-    columns = {}
-    for name, cells in frame.items():
-        read = cells if name in kept else _number(cells, decimal)
-        # Python's own texts: what reads them one by one takes several times as long for those of Arrow.
-        columns[name] = read.astype(object).where(read.notna(), None) if read is cells else read
-    return pd.DataFrame(columns, index=frame.index)
-
-
-def _number(cells: pd.Series[Any], decimal: Mark | None) -> pd.Series[Any]:
-    known = cells.dropna()
-    if known.empty or not known.iloc[:20].str.fullmatch(_PLAIN).all():
-        return cells
-    if not known.str.fullmatch(_PLAIN).all() or known.str.fullmatch(_ZEROS_AHEAD).any():
-        return cells
-    if decimal == "," and known.str.contains(".", regex=False).any():
-        return cells
-    if known.str.fullmatch(_WHOLE).all():
-        whole = known.astype("int64")
-        return whole if len(known) == len(cells) else whole.astype("Int64").reindex(cells.index)
-    if known.str.fullmatch(r"[-+]?[0-9]+").all():
-        return cells  # longer than any integer of a column: kept to the last digit
-    # Python reads decimals as exactly as can be, and so does an exported network.
-    values = [float(cell) for cell in known.to_numpy(dtype=object)]
-    return pd.Series(values, index=known.index, dtype="float64").reindex(cells.index)
+def _without_blanks(frame: pd.DataFrame) -> pd.DataFrame:
+    for name in [name for name, cells in frame.items() if has_blanks(cells)]:
+        plain = [cell.strip() or None if isinstance(cell, str) else None for cell in frame[name]]
+        frame[name] = pd.Series(plain, index=frame.index, dtype=object)
+    return frame
 
 
 def check_names(layout: Layout, shown: str) -> None:
@@ -182,13 +96,16 @@ def check_names(layout: Layout, shown: str) -> None:
         shown: how messages call the table.
 
     Raises:
-        SennError: naming the first such column.
+        SennError: naming the first such column, or saying that there are too many.
     """
-    for at, name in enumerate(layout.names):
-        if not name and layout.places[at]:
-            raise SennError(f"column {layout.places[at] + 1} of {shown} has no name")
-        if name in layout.names[:at]:
+    check_columns(len(layout.names), shown)
+    seen: set[str] = set()
+    for name, place in zip(layout.names, layout.places, strict=True):
+        if not name and place:
+            raise SennError(f"column {place + 1} of {shown} has no name")
+        if name in seen:
             raise SennError(f"{shown} has two columns named {name!r}")
+        seen.add(name)
 
 
 def without_row_numbers(frame: pd.DataFrame, shown: str) -> pd.DataFrame:

@@ -11,15 +11,14 @@ import pandas as pd
 
 from senn.data.tabular import readers
 from senn.data.tabular.built_in import BUILT_IN
-from senn.data.tabular.containers import STANDARD_INPUT, Source, source_of
+from senn.data.tabular.containers import STANDARD_INPUT, Source, check_columns, source_of
 from senn.data.tabular.delimited import (
     complaint,
-    decimal_of,
     read_delimited,
-    with_numbers,
     without_row_numbers,
 )
 from senn.data.tabular.number_style import Mark
+from senn.data.tabular.plain_numbers import decimal_of, number_facts, with_numbers
 from senn.errors import SennError
 
 
@@ -93,6 +92,7 @@ def read_table(
 
 def _table(table: Table, shown: str) -> Table:
     frame = table.frame
+    check_columns(frame.shape[1], f"table {shown}")
     if frame.shape[0] == 0 or frame.shape[1] == 0:
         raise SennError(f"table {shown} has no {'rows' if frame.shape[1] else 'columns'}")
     return replace(table, frame=frame.set_axis([str(column) for column in frame.columns], axis=1))
@@ -107,8 +107,9 @@ def _text_table(
         raise
     except Exception as error:  # whatever a parser makes of a damaged file
         raise SennError(complaint(error, source)) from error
-    mark = decimal or decimal_of(frame, layout.separator, repr(source.shown))
-    frame = without_row_numbers(with_numbers(frame, text, mark), repr(source.shown))
+    facts = {name: number_facts(cells) for name, cells in frame.items()}
+    mark = decimal or decimal_of(facts, layout.separator, repr(source.shown))
+    frame = without_row_numbers(with_numbers(frame, facts, text, mark), repr(source.shown))
     return Table(source.name, frame, notes=notes, decimal=mark)
 
 

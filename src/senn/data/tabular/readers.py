@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from senn.data.tabular.containers import Source, check_archive
+from senn.data.tabular.containers import Source, check_archive, check_columns
 from senn.data.tabular.delimited import check_names, without_row_numbers
 from senn.data.tabular.text_layout import grid_layout
 from senn.errors import SennError
@@ -27,6 +27,7 @@ Read = tuple[pd.DataFrame, str | None, list[str]]
 
 def _check_claim(source: Source, rows: int, columns: int, cells: int = 0) -> None:
     """Refuse a file of a few bytes that claims to hold billions of cells, before it is read."""
+    check_columns(columns, repr(source.shown))
     claimed = max(cells, 8 * rows * columns)
     if claimed > max(_MOST, _RATIO * source.size):
         raise SennError(

@@ -189,21 +189,28 @@ class NumberColumn:
         """Say if cells are missing that never were, or if numbers are written otherwise than in training."""
         missing = is_missing(cells)
         found = [] if self.indicator else empty_cells(missing)
-        known = cells[~missing]
         style = self._style_of(cells)
+        # Cells that are numbers already are written in no way.
+        if self.style.unit or not pd.api.types.is_numeric_dtype(cells.dtype):
+            found += self._written_otherwise(cells[~missing], len(cells), style)
+        found += self._far_outside(cells, style)
+        return [f"{one}, as no cell in training" for one in found]
+
+    def _written_otherwise(self, known: pd.Series[Any], of: int, style: NumberStyle) -> list[str]:
+        """Say how many of the cells that aren't missing are written otherwise than those of the training table."""
+        found = []
         if style != self.style:
             phrases = {",": "with a decimal comma", ".": "with a decimal point"}
-            found.append(_counted(known, len(cells), f"are written {phrases[style.decimal]}"))
+            found.append(_counted(known, of, f"are written {phrases[style.decimal]}"))
         elif len(known):
             units = np.asarray([_unit(cell, style) for cell in known], dtype=object)
             lacking = known[(units == "") & (known.astype("str") != "0").to_numpy()]
             further = known[units != ""]
             if self.style.unit and len(lacking):
-                found.append(_counted(lacking, len(cells), f"lack the unit {self.style.unit!r}"))
+                found.append(_counted(lacking, of, f"lack the unit {self.style.unit!r}"))
             if not self.style.unit and len(further):
-                found.append(_counted(further, len(cells), "have a unit"))
-        found += self._far_outside(cells, style)
-        return [f"{one}, as no cell in training" for one in found]
+                found.append(_counted(further, of, "have a unit"))
+        return found
 
     def _far_outside(self, cells: pd.Series[Any], style: NumberStyle) -> list[str]:
         """Say how many numbers lie outside the training cells, and `FAR_OUTSIDE` spreads from their median or more."""

@@ -139,8 +139,12 @@ def duplicate_note(train: pd.DataFrame, test: pd.DataFrame, columns: Sequence[st
         One sentence, or none.
     """
     shared = [name for name in columns if name in test.columns]
-    both = pd.concat([train[shared], test[shared]]).astype(str)
-    codes = pd.util.hash_pandas_object(both, index=False).to_numpy()
+    both = pd.concat([train[shared], test[shared]])
+    # Only columns of mixed cells need be texts, and a table may have thousands of others.
+    mixed = {
+        name: "str" for name, kind in both.dtypes.items() if pd.api.types.is_object_dtype(kind)
+    }
+    codes = pd.util.hash_pandas_object(both.astype(mixed), index=False).to_numpy()
     twice = int(pd.Series(codes).duplicated(keep=False).sum())
     if not twice:
         return []
