@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from senn.policies import PricePolicy as PricePolicy
     from senn.pytree import Arguments as Arguments
     from senn.scoring.round_config import RoundConfig as RoundConfig
+    from senn.surgery.grown_outputs import add_outputs as add_outputs
+    from senn.surgery.grown_outputs import resize_token_embeddings as resize_token_embeddings
     from senn.training.trained_run import TrainedRun as TrainedRun
     from senn.training.trained_run import load_run as load_run
     from senn.verification.analysis import analyze as analyze
@@ -58,11 +60,13 @@ _HOME = {
     "SurgeryError": "senn.errors",
     "TrainedRun": "senn.training.trained_run",
     "UnsupportedError": "senn.errors",
+    "add_outputs": "senn.surgery.grown_outputs",
     "analyze": "senn.verification",
     "explain": "senn.verification",
     "frontier": "senn.grower",
     "load": "senn.checkpoint",
     "load_run": "senn.training.trained_run",
+    "resize_token_embeddings": "senn.surgery.grown_outputs",
     "save": "senn.checkpoint",
 }
 _PACKAGES = ("export", "graph", "nn", "optim")

@@ -24,8 +24,9 @@ class GrowthEvent:
     loss's own unit, as losses are. Eta and gains are in eta's unit, twice the loss's.
 
     Attributes:
-        kind: `widen`, `insert` or `prune`.
-        place: the channel group, or the linear map before which a layer went.
+        kind: `widen`, `insert` or `prune`; `outputs` or `tokens` of a change that its owner asked for, which has no
+            gain and no price.
+        place: the channel group, or the linear map before which a layer went; of new outputs the map that makes them.
         detail: what exactly, for people.
         width_before: width of the place before (0 for a new layer).
         width_after: width after.
@@ -47,7 +48,7 @@ class GrowthEvent:
         loss_after: and right after it.
         output_change: largest relative change of an output on the probe batch.
         architecture: widths after all changes of the round.
-        round: number of the round.
+        round: number of the round; 0 of a change that no round has made.
         removed_units: of a removal, the units that went, in order, numbered as they were before the round.
         realized_decrease: on the next batch observed, the loss with what was added silenced less the loss as it is, in
             the same unit; None until then, and for removals.
@@ -102,6 +103,9 @@ class GrowthEvent:
         """One readable line."""
         layer = f"{self.detail}, {self.width_after} unit{'s' * (self.width_after != 1)}"
         size = layer if self.kind == "insert" else f"{self.width_before} -> {self.width_after}"
+        if not self.round:
+            about = f" {self.detail}" if self.detail else ""
+            return f"{self.kind} {self.place}: {size}{about}, {self.parameters:+,} parameters"
         # A decrease of the loss is positive, here as in `expected_decrease`; a removal's line says what it costs.
         decrease = (
             f"promised {self.expected_decrease:+.3g}"
@@ -115,7 +119,7 @@ class GrowthEvent:
 
     def as_dict(self) -> dict[str, Any]:
         """Every figure, ready for JSON."""
-        record = self.state()
+        record = {name: _finite(value) for name, value in self.state().items()}
         record["architecture"] = list(self.architecture)
         record["removed_units"] = list(self.removed_units)
         record["text"] = str(self)

@@ -52,7 +52,7 @@ class FoundGroups:
 def build_groups(
     trace: TraceRecorder, sizes: SizeTracker, fixed: Mapping[str, str], tied: Mapping[str, str]
 ) -> FoundGroups:
-    """Build the channel groups that one forward pass shows.
+    """Build the channel groups that one forward pass shows; of outputs alone, where these may grow.
 
     Args:
         trace: the recorder of the pass.
@@ -69,7 +69,7 @@ def build_groups(
     refused: list[Refusal] = []
     taken: dict[int, str] = {}  # label classes that are in a group, and the group's name
     for number, one in enumerate(builder.classes.all):
-        if number in taken:
+        if number in taken or (trace.finds_output is not None and not one.is_output):
             continue
         try:
             if one.reason is not None:
@@ -280,6 +280,8 @@ def _size_names(coupled: CoupledDim, module: nn.Module) -> tuple[str, ...]:
     """Names of attributes that may hold the size of a dimension."""
     if coupled.role == "producer" and coupled.tensor.startswith("bias"):
         return ()  # its weight says the same
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and coupled.dim == 0:
+        return ("num_embeddings",)  # a tied head makes outputs with the rows of a table
     is_convolution = isinstance(module, nn.modules.conv._ConvNd)
     if coupled.role == "elementwise" and is_convolution and coupled.tensor == "weight":
         return _DEPTHWISE

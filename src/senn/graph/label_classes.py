@@ -54,10 +54,12 @@ class LabelClass:
         dims: where they lie; producers first.
         reason: why they can't change; None if nothing speaks against it.
         line: line of the forward's code that is why; empty if it isn't known.
+        is_output: True if they are outputs that may grow, which nothing in the model has to read.
     """
 
     name: str
     width: int
+    is_output: bool = False
     dims: list[LabelClassDim] = field(default_factory=list)
     reason: str | None = None
     line: str = ""
@@ -142,6 +144,8 @@ class LabelClasses:
             self.class_of[self._units_of(producer)] = number
         unit_number = torch.full_like(self.units, -1)  # by representative label
         unit_number[torch.tensor(order)] = torch.arange(len(order))
+        returned = [self.units[labels.cpu()] for maps in self.trace.outputs for labels in maps]
+        one.is_output = any(bool((unit_number[units] >= 0).any()) for units in returned)
         try:
             self._check(one, producers, unit_number, number)
             self._locate(one, producers, unit_number)
@@ -223,7 +227,7 @@ class LabelClasses:
             in_dim, units = _line(units, use.in_dim if units.dim() == 1 else None, use.weight)
             _add_dim(one, "consumer", use.weight, in_dim, units, normed=use.normed)
         one.dims.sort(key=lambda place: _ORDER.index(place.role))
-        if not one.dims or one.dims[-1].role != "consumer":
+        if not one.is_output and (not one.dims or one.dims[-1].role != "consumer"):
             raise _RefusedError("no linear map reads its units")
 
     def places_of_all(self, numbers: Collection[int]) -> list[LabelClassDim]:

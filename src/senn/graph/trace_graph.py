@@ -49,7 +49,7 @@ def trace_graph(
     for name in ignored:
         for key, _ in model.get_submodule(name).named_parameters(recurse=False):
             fixed[f"{name}.{key}"] = "is ignored as requested"
-    problems = _problems(model, trace)
+    problems = fixed_weights(model, trace)
     fixed |= problems
     found = build_groups(trace, sizes, fixed, tied)
     linear_maps = [
@@ -84,8 +84,16 @@ def _map_name(weight: str) -> str:
     return module if key == "weight" and module else weight
 
 
-def _problems(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
-    """Weights whose shape must not change, by full name, and why."""
+def fixed_weights(model: nn.Module, trace: TraceRecorder) -> dict[str, str]:
+    """Find the weights whose shape must not change.
+
+    Args:
+        model: the model.
+        trace: of its forward passes.
+
+    Returns:
+        By full name, why: a verb phrase that follows the name.
+    """
     problems = {}
     # Where entries have labels of their own, an operation other than a linear map reads the weight, too.
     made = {origin.name for origin in trace.record.origins if origin.produces}

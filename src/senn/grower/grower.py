@@ -22,8 +22,8 @@ from senn.events.round_events import round_events
 from senn.graph import DependencyGraph
 from senn.graph.input_checks import check_module
 from senn.grower.ddp_wrapper import stale, unwrapped
-from senn.grower.grower_memory import GrowerMemory
-from senn.grower.grower_settings import RANGES, GrowerSettings
+from senn.grower.grower_settings import RANGES
+from senn.grower.output_growth import OutputGrowth
 from senn.kfac.gaussian_nll import joined_gaussian
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.output_metric import HessianFunction
@@ -45,7 +45,7 @@ Batch = tuple[Inputs, Targets] | tuple[Inputs, Targets, Tensor] | Sequence[Any]
 
 
 @_deprecated.aliased
-class Grower(GrowerSettings, GrowerMemory):
+class Grower(OutputGrowth):
     """Grows and prunes a network while it trains.
 
     What is added begins without an effect, which is verified, and then with as much of its natural step as lowers the
@@ -167,14 +167,13 @@ class Grower(GrowerSettings, GrowerMemory):
         self.averaged, self.birth = tuple(averaged), birth
         loss, output, loss_hessian = joined_gaussian(loss, output, loss_hessian, metric)
         self.prepare, self.output = prepare, output
-        self.ignore = tuple(ignore)
-        self._examples = ExampleInputs(examples)
+        self.ignore, self._examples = tuple(ignore), ExampleInputs(examples)
         self.metric = LossMetric(loss, metric, loss_hessian=loss_hessian, coupled=coupled)
         self.communicator = communicator if communicator is not None else default_communicator()
 
-    graph = GrowerMemory.graph
-    unreadable_maps = GrowerMemory.unreadable_maps
-    architecture = GrowerMemory.architecture
+    graph = OutputGrowth.graph
+    unreadable_maps = OutputGrowth.unreadable_maps
+    architecture = OutputGrowth.architecture
 
     @full_precision
     def observe(self, inputs: Inputs, targets: Targets, weights: Tensor | None = None) -> float:
@@ -288,8 +287,10 @@ class Grower(GrowerSettings, GrowerMemory):
         """Forget the batches observed since the last round."""
         self._session = None
 
-    state_dict = GrowerMemory.state_dict
-    load_state_dict = GrowerMemory.load_state_dict
+    add_outputs = OutputGrowth.add_outputs
+    resize_token_embeddings = OutputGrowth.resize_token_embeddings
+    state_dict = OutputGrowth.state_dict
+    load_state_dict = OutputGrowth.load_state_dict
 
     # -- inside
 

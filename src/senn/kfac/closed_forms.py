@@ -300,3 +300,15 @@ def resolve(loss: Any) -> tuple[Rule | None, Options]:
     }:
         return None, given
     return rule, {**defaults, **given}
+
+
+def splits_over_outputs(loss: Any) -> bool:
+    """Tell whether each output is known to have a term of its own in a loss, as with sigmoids and squared errors.
+
+    Args:
+        loss: as of `resolve`.
+
+    Returns:
+        False for a softmax, and for a loss that isn't known.
+    """
+    return resolve(loss)[0] in (_bce_with_logits, _bce, _mse)

@@ -70,3 +70,38 @@ def checked_weights(weight: Tensor, output: Tensor) -> Tensor:
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()):
         raise SennError("sample weights must be finite and not negative")
     return weight.detach().to(output)
+
+
+def check_class_weights(loss: Any, before: int, after: int) -> None:
+    """Refuse a loss that has a number for each output, but none for new ones.
+
+    Args:
+        loss: a function, a `functools.partial` of one, or a module.
+        before: number of outputs.
+        after: number of outputs from now on.
+
+    Raises:
+        SennError: it has; the sentence names the numbers.
+    """
+    for name, value in _held(loss):
+        if isinstance(value, Tensor) and value.dim() == 1 and len(value) == before:
+            raise SennError(
+                f"the loss {loss_name(loss)} has {before} numbers in {name!r}, one for each output: give it {after} "
+                "before outputs are added"
+            )
+
+
+def _held(loss: Any) -> list[tuple[str, Any]]:
+    """Return what a loss keeps beside its arguments, by name."""
+    if isinstance(loss, functools.partial):
+        return [*loss.keywords.items(), *_held(loss.func)]
+    if isinstance(loss, nn.Module):
+        return [*loss.named_parameters(), *loss.named_buffers(), *vars(loss).items()]
+    owner = getattr(loss, "__self__", None)
+    if isinstance(owner, nn.Module):
+        return _held(owner)
+    try:
+        kept = inspect.getclosurevars(loss)
+    except TypeError:  # no Python function
+        return []
+    return [*kept.nonlocals.items(), *kept.globals.items()]

@@ -15,6 +15,9 @@ from senn.graph.model_copy import copy_model
 from senn.pytree import Inputs
 from senn.scoring.global_batch import first_inputs
 
+_FEW = 4
+"""Samples that show a model's paths: more than one, which batch norm can't train on."""
+
 
 class ExampleInputs:
     """A few samples of each kind of inputs that a model has got.
@@ -64,6 +67,17 @@ class ExampleInputs:
             self.are_whole = _runs(model, inputs)
         self._by_structure[structure] = pytree.clone(few)
         return True
+
+
+def few_samples(model: nn.Module, inputs: Inputs) -> Inputs:
+    """Return a few samples of a batch; all of them where the model takes batches as a whole only.
+
+    Args:
+        model: it is left as it was.
+        inputs: the batch.
+    """
+    few = pytree.head(inputs, _FEW)
+    return few if _runs(model, few) else inputs
 
 
 def _runs(model: nn.Module, inputs: Inputs) -> bool:

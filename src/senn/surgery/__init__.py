@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from senn import _deprecated
 from senn.surgery.apply import apply_moves
+from senn.surgery.grown_outputs import add_outputs, resize_token_embeddings
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.outputs import calibrate_batch_norm
 from senn.surgery.plan import new_parameters, parameters_per_unit
@@ -33,11 +34,13 @@ __all__ = [
     "Receipt",
     "UndoLog",
     "Widen",
+    "add_outputs",
     "apply_moves",
     "calibrate_batch_norm",
     "function_preserving_copy",
     "new_parameters",
     "parameters_per_unit",
+    "resize_token_embeddings",
     "transaction",
 ]
 

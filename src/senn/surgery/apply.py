@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
 from senn.graph.named_tensors import get_tensor
-from senn.graph.types import DependencyGraph
+from senn.graph.types import DependencyGraph, SizeAttribute
 from senn.pytree import Inputs
 from senn.surgery.moves import Insert, Move
 from senn.surgery.new_tensors import like_strides, new_gradient, new_values
 from senn.surgery.outputs import calibrate_batch_norm
 from senn.surgery.plan import plan
 from senn.surgery.plan_types import BEFORE, SurgeryPlan, find_tensor
-from senn.surgery.repeat import Addition, insert_copy_after
+from senn.surgery.repeat import Addition, holder_of, insert_copy_after
 from senn.surgery.tensor_data import Data
 from senn.surgery.undo import Inserted, Resized, UndoLog
 
@@ -135,22 +135,36 @@ def _rewrite_attributes(model: nn.Module, todo: SurgeryPlan, log: UndoLog) -> No
     for (path, attribute, item), change in todo.attributes.items():
         items[path, attribute][item] = change
     for (path, attribute), changes in items.items():
-        # `__dict__` and not `setattr`: a property of that name would compute who knows what.
-        held = model.get_submodule(path).__dict__
-        old = held.get(attribute)
-        if isinstance(old, tuple | list) and None not in changes:
-            new: Any = type(old)(value + changes.get(number, 0) for number, value in enumerate(old))
-        elif isinstance(old, int) and not isinstance(old, bool) and None in changes:
-            new = old + changes[None]
-        else:
+        # Of a `__dict__`, without `setattr`: a property of that name would compute who knows what.
+        held, key = holder_of(model, SizeAttribute(module=path, name=attribute, per_unit=1))
+        old = held.get(key)
+        new = _changed(old, changes)
+        if new is None:
             raise UnsupportedError(
                 f"attribute '{attribute}' of '{path}' is no plain integer and can't be rewritten"
             )
-        log.swaps.append((held, attribute, old, new))
+        log.swaps.append((held, key, old, new))
     for (path, attribute), factor in todo.factors.items():
         held = model.get_submodule(path).__dict__
         value = held[attribute]
         log.swaps.append((held, attribute, value, value * factor))
+
+
+def _changed(old: Any, changes: Mapping[int | None, int]) -> Any:
+    """Return the new value of a number, a tuple of numbers or a table of labels; None if it is neither."""
+    if isinstance(old, tuple | list) and None not in changes:
+        return type(old)(value + changes.get(number, 0) for number, value in enumerate(old))
+    if isinstance(old, int) and not isinstance(old, bool) and None in changes:
+        return old + changes[None]
+    if isinstance(old, dict) and None in changes:
+        # Numbers of classes by label, or labels by number: new ones are called as transformers calls them.
+        added = {f"LABEL_{number}": number for number in range(len(old), len(old) + changes[None])}
+        by_number = any(isinstance(key, int) for key in old)
+        return {
+            **old,
+            **({number: label for label, number in added.items()} if by_number else added),
+        }
+    return None
 
 
 def _insert(model: nn.Module, move: Insert, log: UndoLog) -> None:

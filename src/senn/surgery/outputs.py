@@ -67,6 +67,33 @@ def output_change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     return max(changes)
 
 
+def former_outputs(before: Sequence[Tensor], after: Sequence[Tensor], new: int) -> list[Tensor]:
+    """Return what of a changed model's outputs there was before, to be compared.
+
+    Args:
+        before: outputs of the model.
+        after: outputs of the changed model on the same inputs.
+        new: by how many entries outputs have grown, at the end of one dimension; 0 where none may have.
+
+    Returns:
+        The former entries of outputs that have grown, and all others as they are. A single number is that of before
+        where outputs have grown: a loss, which counts all classes.
+    """
+    if not new or len(before) != len(after):
+        return [*after]
+    found = []
+    for old, one in zip(before, after, strict=True):
+        sizes = [*zip(old.shape, one.shape, strict=False)]
+        grown = [dim for dim, (was, now) in enumerate(sizes) if now == was + new]
+        same = sum(was == now for was, now in sizes)
+        if not old.dim() and not one.dim():
+            one = old
+        elif old.dim() == one.dim() and len(grown) == 1 and same == len(sizes) - 1:
+            one = one.narrow(grown[0], 0, old.shape[grown[0]])
+        found.append(one)
+    return found
+
+
 def tolerance_for(model: nn.Module, before: Sequence[Tensor]) -> float:
     """Return the tolerance for the coarsest floating-point dtype among parameters and outputs.
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from senn import _deprecated
 from senn.errors import SennError, UnsupportedError
 from senn.graph.named_tensors import owned_columns
+from senn.graph.output_group import OutputGroup
 from senn.graph.types import ChannelGroup, CoupledDim, DependencyGraph, LinearMap
 from senn.surgery.index_maps import IndexMapBuilder
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
@@ -124,6 +125,8 @@ def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: Chann
             )
             result.entries[coupled.name].append(entries)
     _plan_attributes(result, group, move.units)
+    if isinstance(group, OutputGroup) and group.is_output:
+        result.new_outputs += move.units
 
 
 def _takes_values(coupled: CoupledDim) -> bool:

@@ -97,6 +97,7 @@ class SurgeryPlan:
         attributes: by (module, attribute, item), how much is added.
         scales: by full tensor name, factors of its entries (weights of normalizations).
         factors: by (module, attribute), a factor of a floating-point attribute (their eps).
+        new_outputs: by how many entries the model's outputs grow, at the end of one dimension.
     """
 
     # By name everywhere: one plan is carried out on the model and on each of its averaged copies.
@@ -115,6 +116,7 @@ class SurgeryPlan:
     )
     scales: dict[str, list[Scale]] = field(default_factory=lambda: defaultdict(list))
     factors: dict[tuple[str, str], float] = field(default_factory=dict)
+    new_outputs: int = 0
 
 
 def join(module: str, tensor: str) -> str:

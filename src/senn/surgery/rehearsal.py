@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from senn.graph.forward_passes import ForwardPass, failure
 from senn.graph.model_copy import copy_model
 from senn.pytree import Inputs
 from senn.surgery.apply import prepare
-from senn.surgery.outputs import calibrate_batch_norm, output_change
+from senn.surgery.outputs import calibrate_batch_norm, former_outputs, output_change
 from senn.surgery.plan_types import SurgeryPlan
 from senn.surgery.trials import TrialRun, is_close
 
@@ -67,6 +68,7 @@ def rehearse(
             raise SurgeryError(
                 f"with it the model would fail in {mode} mode: {failure(error)}"
             ) from error
+        new = replace(new, outputs=former_outputs(old.outputs, new.outputs, todo.new_outputs))
         if keeps and not is_close(copied, old, new):
             change = output_change(old.outputs, new.outputs)
             if tolerance is None or change > tolerance:

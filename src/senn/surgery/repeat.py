@@ -101,11 +101,11 @@ def insert_copy_after(
             if _lies_in(block, path, several)
             for count in block.depth_attributes
         ]
-        holders = [_holder(model, count)[0] for count in dict.fromkeys(counts)]
+        holders = [holder_of(model, count)[0] for count in dict.fromkeys(counts)]
         swaps += _longer_tables(holders, list(parent._modules), several)
     totals = Counter(count for block, _ in additions for count in block.depth_attributes)
     for attribute, number in totals.items():
-        holder, key = _holder(model, attribute)
+        holder, key = holder_of(model, attribute)
         count = holder[key]
         swaps.append((holder, key, count, count + number * attribute.per_unit))
     return swaps
@@ -241,8 +241,13 @@ def _is_configuration(value: Any) -> bool:
     return not isinstance(value, type | nn.Module) and hasattr(value, "__dict__")
 
 
-def _holder(model: nn.Module, attribute: SizeAttribute) -> tuple[dict[str, Any], str]:
-    """Return the dictionary that holds a number, and its key there."""
+def holder_of(model: nn.Module, attribute: SizeAttribute) -> tuple[dict[str, Any], str]:
+    """Return the dictionary that holds a number, and its key there.
+
+    Args:
+        model: the model.
+        attribute: the number; its name may lead into an object that isn't a module (`config.n_layer`).
+    """
     holder: Any = model.get_submodule(attribute.module)
     *path, key = attribute.name.split(".")
     for name in path:

@@ -29,6 +29,7 @@ from senn.surgery.outputs import (
     calibrate_batch_norm,
     check_use,
     dtypes_in_pass,
+    former_outputs,
     model_digest,
     output_change,
     outputs,
@@ -310,7 +311,7 @@ class _Operation:
         receipt.new_positions = new_positions(graph, todo, resized)
         receipt.inserted = [one.modules for one in logs[0].inserted]
         if self.probe is not None:
-            receipt.output_change = self._compare(everyone, logs, before, self.probe)
+            receipt.output_change = self._compare(everyone, logs, before, todo.new_outputs)
         probe = self.probe
         follow_written_sizes(
             sizes, logs, None if probe is None else lambda: outputs(self.model, probe)
@@ -328,13 +329,15 @@ class _Operation:
         everyone: Sequence[nn.Module],
         logs: Sequence[UndoLog],
         before: list[list[Tensor]],
-        probe: Inputs,
+        new_outputs: int,
     ) -> float:
         """Return the largest change of all copies' outputs; refuse one that function-preserving moves can't make."""
-        changes = []
+        changes, probe = [], self.probe
+        assert probe is not None
         for one, log, old in zip(everyone, logs, before, strict=True):
             calibrate_batch_norm(one, log, probe)
-            changes.append(output_change(old, outputs(one, probe)))
+            new = former_outputs(old, outputs(one, probe), new_outputs)
+            changes.append(output_change(old, new))
             check_use(one, log, probe)
         limit = tolerance_for(self.model, before[0]) if self.tolerance is None else self.tolerance
         # A removal changes the function, by as much as the policy has agreed to.

@@ -258,6 +258,26 @@ class GrowthSession:
         # The loss is the user's and may raise anything; the grower leaves everything as it was then.
         return running.recorder.run(grow, epoch=self.epoch, step=step, survives=lambda error: True)
 
+    def change(self, make: Callable[[Grower], GrowthEvent], step: int) -> GrowthEvent:
+        """Make a change beside the rounds, and record it: new outputs or tokens.
+
+        Args:
+            make: makes it, such as `lambda grower: grower.add_outputs(2, batch=batch)`.
+            step: optimizer steps done.
+
+        Returns:
+            The event.
+
+        Raises:
+            SennError: the session has not been started, or the change can't be made.
+        """
+        running = self._running
+        running.grower.averaged = tuple(self._averages())
+        event = make(running.grower)
+        self._rewrap()
+        running.recorder.record([event], epoch=self.epoch, step=step)
+        return event
+
     def record_epoch(
         self,
         step: int,

@@ -109,13 +109,29 @@ class RoundRecorder:
             self._tell(failure_record(failure, epoch, step))
         for reason in grower.rejections[n_rejections:]:
             self._tell(rollback_record(reason, epoch, step))
-        for event in events:
-            # All records of a round have the widths after all of its changes.
-            record = event_record(event, epoch, step, grower.architecture)
-            record["layers"] = list(grower.layer_names)
-            self._unrealized.append((event, record))
-            self._tell(record)
+        self.record(events, epoch=epoch, step=step)
         return events
+
+    def record(self, events: Sequence[GrowthEvent], *, epoch: int, step: int) -> None:
+        """Record changes of size that were made.
+
+        Args:
+            events: of one round, or one that no round has made.
+            epoch: number of the epoch.
+            step: number of optimizer steps done.
+        """
+        for event in events:
+            if (
+                not event.round and not event.architecture
+            ):  # before the first round no widths are known
+                self._tell(event_record(event, epoch, step, None))
+                continue
+            # All records of a round have the widths after all of its changes.
+            record = event_record(event, epoch, step, self.grower.architecture)
+            record["layers"] = list(self.grower.layer_names)
+            if event.round:
+                self._unrealized.append((event, record))
+            self._tell(record)
 
     def settle(self) -> None:
         """Complete the records of changes whose realized decrease is known by now."""
@@ -132,9 +148,9 @@ class RoundRecorder:
         Raises:
             ValueError: the history and the grower's events don't belong together.
         """
-        records = [record for record in history if record["event"] == "growth"]
-        # Both have all changes of the run, in order.
-        pairs = zip(self.grower.events, records, strict=True)
+        records = [one for one in history if one["event"] == "growth" and one.get("round", 1)]
+        # Both have all changes of the run's rounds, in order.
+        pairs = zip([one for one in self.grower.events if one.round], records, strict=True)
         self._unrealized = [
             (event, record) for event, record in pairs if event.realized_decrease is None
         ]
@@ -159,20 +175,25 @@ def growth_round_record(
     return {**head, **growth_round.as_dict(), "architecture": list(widths)}
 
 
-def event_record(event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...]) -> Record:
+def event_record(
+    event: GrowthEvent, epoch: int, step: int, hidden: tuple[int, ...] | None
+) -> Record:
     """Build the record of a change of size.
 
     Args:
         event: the change.
         epoch: number of the epoch.
         step: number of optimizer steps done.
-        hidden: widths after the round.
+        hidden: widths after the round; None where they aren't known.
 
     Returns:
         JSON-able record.
     """
-    head = {"event": "growth", "epoch": epoch, "step": step}
-    return {**head, **event.as_dict(), "architecture": list(hidden)}
+    record = {"event": "growth", "epoch": epoch, "step": step, **event.as_dict()}
+    if hidden is None:
+        del record["architecture"]
+        return record
+    return {**record, "architecture": list(hidden)}
 
 
 RETURNED = "the weights are those of"

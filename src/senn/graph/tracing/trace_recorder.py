@@ -21,6 +21,7 @@ from senn.graph.tracing.recorded import (
     WeightUse,
 )
 from senn.graph.tracing.weight_view import WeightView, views_of
+from senn.pytree import Output
 
 # Functions of the forward's own code whose inputs and output gradients can be recorded when they apply a weight.
 # The last one is Python code that applies its weights by others of these functions.
@@ -60,6 +61,8 @@ class TraceRecorder(LabelMaps):
         stream: what the pass that runs now has done so far.
         streams_only: True if nothing but the stream is wanted.
         is_paused: True inside `paused`.
+        finds_output: finds, in what a pass returns, outputs that may grow; None where all outputs keep their sizes.
+        outputs: label maps of these, of each pass in evaluation mode.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -75,6 +78,8 @@ class TraceRecorder(LabelMaps):
         self.function: str | None = None
         self.silenced = 0
         self.streams_only = self.is_paused = False
+        self.finds_output: Output | None = None
+        self.outputs: list[list[Tensor]] = []
         self._pass_number = 0
         self._names = {id(tensor): name for name, tensor in self.tensors.items()}
         self.stream = OperationStream(self._names)

@@ -21,10 +21,11 @@ from senn.graph.tracing.rules.module_rules import LayerRule, Visit, rule_of
 from senn.graph.tracing.rules.registry import register, rule_for
 from senn.graph.tracing.trace_recorder import TraceRecorder
 from senn.preserve import preserve_model_state
+from senn.pytree import Output
 
 
 def trace_forward(
-    model: nn.Module, passes: Sequence[ForwardPass]
+    model: nn.Module, passes: Sequence[ForwardPass], output: Output | None = None
 ) -> tuple[TraceRecorder, SizeTracker]:
     """Run a model once in each given way, following its labels and its sizes.
 
@@ -33,6 +34,7 @@ def trace_forward(
     Args:
         model: any module; its modes, buffers and random state are left as they were.
         passes: how it is run; the first one counts where they differ in order.
+        output: finds, in what the model returns, outputs that may grow; None where all outputs keep their sizes.
 
     Returns:
         The label maps and weight uses of the passes, and the sizes that their Python code computed with.
@@ -43,6 +45,7 @@ def trace_forward(
     """
     register()  # explicit, so that a rule file that nobody imports can't go missing unnoticed
     trace = TraceRecorder(model)
+    trace.finds_output = output
     sizes = SizeTracker(trace)
     done: list[tuple[ForwardPass, OperationStream]] = []
     for number, one in enumerate(passes):
@@ -84,6 +87,8 @@ def _watched(one: ForwardPass, trace: TraceRecorder, sizes: SizeTracker) -> Any:
             raise SennError(
                 f"the model's forward pass fails on the example inputs: {failure(error)}"
             ) from error
+        if trace.finds_output is not None and not trace.streams_only and not one.training:
+            trace.outputs.append(trace.labels_of(trace.finds_output(output)))
     trace.stream.note("returned", trace.stream.key(pytree.tensor_leaves(output)))
     return output
 
@@ -97,9 +102,13 @@ def _end_pass(trace: TraceRecorder, output: Any) -> None:
             "and tuples, lists, mappings and dataclasses of them, are understood"
         )
     for tensor in returned:  # refused after the pass, so that each group's own reason comes first
-        if trace.is_labeled(tensor):
+        if trace.is_labeled(tensor) and trace.finds_output is None:
             trace.refuse(tensor, "its units are the model's outputs")
         trace.flow.refuse(tensor)
+    if (
+        trace.finds_output is not None
+    ):  # a loss that the model returns counts its classes, however many
+        returned = [tensor for tensor in returned if tensor.dim()]
     _drop_dead_refusals(trace, live=set(map(id, returned)))
 
 

@@ -1,7 +1,7 @@
 "use strict";
 // The records of a run as a story: moments at which the network has a size, rounds in which it was considered, curves.
 
-const KINDS = { widen: "widened", prune: "pruned" };
+const KINDS = { widen: "widened", prune: "pruned", outputs: "grew the outputs of", tokens: "grew the tokens of" };
 const MOVES = { width: "widening", depth: "inserting layers", prune: "pruning" };
 
 class Story {
@@ -105,7 +105,7 @@ class Story {
 /** A change in words: what, where, how much. */
 function changed(change) {
   if (change.kind === "insert") return `inserted a layer of ${plural(change.width_after, "unit")} (${change.detail}) before ${change.place}`;
-  return `${KINDS[change.kind] || change.kind} ${change.place} from ${count(change.width_before)} to ${count(change.width_after)} units`;
+  return `${KINDS[change.kind] || change.kind} ${change.place} from ${count(change.width_before)} to ${count(change.width_after)}${["outputs", "tokens"].includes(change.kind) ? (change.detail ? ` (${change.detail})` : "") : " units"}`;
 }
 
 /** The kind of a round's changes, the rarest first. */
