@@ -54,9 +54,9 @@ class TestEncodings:
             (PLAIN.encode("latin-1"), "ascii", "isn't text in the encoding that --encoding names"),
             (b"a,b\n1,\x00\x01\x02", None, "holds bytes that are no text"),
             (
-                b"a,b\n1,\x81\n",
+                b"a,b\n1,\x81\x05\n",
                 None,
-                "neither in UTF-8 nor in Windows-1252; name its encoding with",
+                "neither in UTF-8 nor in another encoding that can be told; name its encoding with",
             ),
         ],
     )
@@ -321,16 +321,14 @@ class TestLimits:
 
 
 class TestWideTables:
-    def test_each_of_thousands_of_columns_is_read_as_one_alone(self, tmp_path):
+    def test_each_of_a_thousand_columns_is_read_as_one_alone(self, tmp_path):
         kinds = ("1.5", "2", "007", "a b", "", "1e400", str(10**30))
-        names = [f"c{at}" for at in range(2000)]
-        row = [kinds[at % len(kinds)] for at in range(2000)]
+        names = [f"c{at}" for at in range(1000)]
+        row = [kinds[at % len(kinds)] for at in range(1000)]
         wide = read(tmp_path, "\n".join([",".join(names), ",".join(row), ",".join(row)])).frame
         alone = read(tmp_path, "\n".join([",".join(names[:7]), *[",".join(row[:7])] * 2])).frame
         for at in range(7):
-            pd.testing.assert_series_equal(
-                wide[f"c{1400 + at}"], alone[f"c{at}"], check_names=False
-            )
+            pd.testing.assert_series_equal(wide[f"c{700 + at}"], alone[f"c{at}"], check_names=False)
 
     def test_more_columns_than_are_read_are_refused(self, tmp_path, monkeypatch):
         monkeypatch.setattr(containers, "MOST_COLUMNS", 4)

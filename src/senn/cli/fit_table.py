@@ -230,7 +230,7 @@ def prepare(options: FitOptions, begun_with: RunStart | None = None) -> Preparat
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
     source = _Source.read(options)
     table, target, recipe = source.table, source.target, _recipe(options)
-    test = read_test_table(options, target.name, source.as_text, table.decimal)
+    test = read_test_table(options, target.name, source.as_text, table)
     parts = divide(options, table, target, test, recipe.validation_fraction)
     folds = fold_parts(options, table, target, recipe.validation_fraction)
     made = source.encoded(parts, recipe, begun_with=begun_with)
@@ -320,6 +320,7 @@ class _Source:
             encoding=options.encoding,
             max_inputs=most_inputs(recipe),
         )
+        encoder = replace(encoder, legacy_encoding=self.table.legacy_encoding)
         if begun_with is not None and begun_with.is_original:
             encoder = encoder.original(parts.train)
         x, y = _encoded(encoder, parts.train)

@@ -10,8 +10,8 @@ def add_reading_options(add: Callable[..., object]) -> None:
     add(
         "--encoding",
         metavar="NAME",
-        help="character encoding of a table's text, such as latin-1 (default: by its byte order mark, else UTF-8 or "
-        "Windows-1252)",
+        help="character encoding of a table's text, such as latin-1 (default: by its byte order mark, else UTF-8, else "
+        "the likeliest by its words)",
     )
     add(
         "--decimal",

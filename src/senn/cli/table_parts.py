@@ -13,7 +13,6 @@ from senn.cli.prepared_data import FEWEST_ROWS, refuse_fraction
 from senn.cli.row_keys import RowKeys, row_groups
 from senn.data import Table, Target, read_table, split
 from senn.data.split import folds, folds_in_time
-from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_encoder import check_names, listed
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
@@ -53,7 +52,7 @@ class TableParts:
 
 
 def read_test_table(
-    options: FitOptions, name: str, text: list[str], decimal: Mark | None
+    options: FitOptions, name: str, text: list[str], table: Table
 ) -> pd.DataFrame | None:
     """Read the table of `--test`, if there is one.
 
@@ -61,7 +60,7 @@ def read_test_table(
         options: of the run.
         name: column to predict.
         text: columns that are read as text.
-        decimal: decimal mark of the training table.
+        table: the training table.
 
     Raises:
         SennError: it can't be read, or lacks the target.
@@ -69,8 +68,14 @@ def read_test_table(
     if options.test is None:
         return None
     refuse_fraction(options)
-    mark = options.decimal or decimal
-    frame = read_table(options.test, text=text, encoding=options.encoding, decimal=mark).frame
+    mark = options.decimal or table.decimal
+    frame = read_table(
+        options.test,
+        text=text,
+        encoding=options.encoding,
+        decimal=mark,
+        legacy_encoding=table.legacy_encoding,
+    ).frame
     if name not in frame.columns:
         raise SennError(
             f"{options.test!r} has no column {name!r}, which is to be predicted, so nothing can be scored on it; "

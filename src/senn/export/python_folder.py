@@ -66,7 +66,8 @@ def read_preprocessing():
 
 def read_rows(path):
     """The rows of a text file as dicts from column to text, None where a cell is empty."""
-    return read_table_rows(path, read_preprocessing().get("encoding"))
+    known = read_preprocessing()
+    return read_table_rows(path, known.get("encoding"), known.get("legacy_encoding"))
 
 
 def predict(rows):

@@ -5,38 +5,48 @@ from __future__ import annotations
 import csv
 import io
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from senn.data.tabular.containers import Source, check_columns
+from senn.data.tabular.legacy_encodings import LegacyEncoding, legacy_encoding
 from senn.data.tabular.plain_numbers import has_blanks
 from senn.data.tabular.text_layout import Layout, encoding_of, layout_of
 from senn.errors import SennError
 
 
-def read_delimited(source: Source, encoding: str | None) -> tuple[pd.DataFrame, Layout, list[str]]:
+class Delimited(NamedTuple):
+    """A table of text.
+
+    Attributes:
+        frame: the rows, counted from 1, without those that are empty.
+        layout: how the table stands in the text.
+        notes: remarks, one sentence each.
+        legacy: encoding of the text, if it isn't Unicode and nobody named it; else None.
+    """
+
+    frame: pd.DataFrame
+    layout: Layout
+    notes: list[str]
+    legacy: str | None
+
+
+def read_delimited(source: Source, encoding: str | None, legacy: str | None = None) -> Delimited:
     """Read a table of text, every cell as a text without blanks around it.
 
     Args:
         source: its bytes.
         encoding: that the user names; None to find it.
-
-    Returns:
-        The rows, counted from 1, without those that are empty; how the table stands in the text; remarks.
+        legacy: likeliest encoding if it isn't Unicode; None to tell it by the words.
 
     Raises:
         ValueError: the text isn't a table; the message says where.
         LookupError: the encoding isn't one.
         UnicodeDecodeError: the text isn't in that encoding.
     """
-    with source.open() as stream:
-        name = encoding_of(stream, encoding or "")
-    notes = []
-    if name == "cp1252" and not encoding:
-        notes.append(
-            "the table isn't UTF-8 and is read as Windows-1252; --encoding names another encoding"
-        )
+    name, found = _encoding(source, encoding, legacy)
+    notes = [] if found is None else [found.note]
     with source.open() as stream, _text(stream, name) as lines:
         layout = layout_of(iter(lines), source.suffix, repr(source.shown))
     check_names(layout, repr(source.shown))
@@ -50,7 +60,22 @@ def read_delimited(source: Source, encoding: str | None) -> tuple[pd.DataFrame, 
         lines_of = "lines without any cell are" if empty.sum() > 1 else "line without any cell is"
         notes.append(f"{int(empty.sum()):,} {lines_of} left out")
         frame = frame[~empty]
-    return frame, layout, [*notes, *layout.notes]
+    found_name = None if found is None else found.name
+    return Delimited(frame, layout, [*notes, *layout.notes], found_name)
+
+
+def _encoding(
+    source: Source, named: str | None, legacy: str | None
+) -> tuple[str, LegacyEncoding | None]:
+    """Return the encoding of a text, and how it was found if it isn't Unicode and nobody named it."""
+    with source.open() as stream:
+        name = encoding_of(stream, named or "")
+        found = None if name else legacy_encoding(stream, legacy)
+    if not name and found is None:
+        raise ValueError(
+            "it is text neither in UTF-8 nor in another encoding that can be told; name its encoding with --encoding"
+        )
+    return (name, None) if found is None else (found.name, found)
 
 
 def _cells(source: Source, encoding: str, layout: Layout) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class Table:
         target: column to predict if the source names one (built-in tables, NPZ), else None.
         notes: sentences about how the file was read, where that isn't a matter of course.
         decimal: decimal mark of its numbers, where something says it; None where nothing does.
+        legacy_encoding: character encoding of its text, if it isn't Unicode and nobody named it; else None.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Table:
     target: str | None = None
     notes: list[str] = field(default_factory=list)
     decimal: Mark | None = None
+    legacy_encoding: str | None = None
 
 
 def read_table(
@@ -47,6 +50,7 @@ def read_table(
     *,
     encoding: str | None = None,
     decimal: Mark | None = None,
+    legacy_encoding: str | None = None,
 ) -> Table:
     """Read a built-in table by name, a file, or standard input.
 
@@ -58,6 +62,7 @@ def read_table(
         text: columns of a text file that are read as text even if they look like numbers.
         encoding: character encoding of a text; None to find it.
         decimal: decimal mark of a text's numbers, "." or ","; None to find it.
+        legacy_encoding: likeliest encoding of a text that isn't Unicode; None to tell it by the words.
 
     Returns:
         The table, its rows counted from 1.
@@ -84,7 +89,11 @@ def read_table(
         if reader is None and found.suffix not in _TEXTS:
             endings = ", ".join([*_TEXTS, *_READERS])
             raise SennError(f"{given!r} ends in none of {endings}, so its format isn't known")
-        table = _text_table(found, text, encoding, decimal) if reader is None else reader(found)
+        if reader is None:
+            read = partial(_text_table, encoding=encoding, decimal=decimal, legacy=legacy_encoding)
+            table = read(found, text)
+        else:
+            table = reader(found)
     except OSError as error:
         raise SennError(f"{given!r} can't be read: {error.strerror or error}") from error
     return _table(table, repr(found.shown))
@@ -99,18 +108,29 @@ def _table(table: Table, shown: str) -> Table:
 
 
 def _text_table(
-    source: Source, text: Sequence[str], encoding: str | None, decimal: Mark | None
+    source: Source,
+    text: Sequence[str],
+    *,
+    encoding: str | None,
+    decimal: Mark | None,
+    legacy: str | None,
 ) -> Table:
     try:
-        frame, layout, notes = read_delimited(source, encoding)
+        found = read_delimited(source, encoding, legacy)
     except (SennError, OSError):
         raise
     except Exception as error:  # whatever a parser makes of a damaged file
         raise SennError(complaint(error, source)) from error
-    facts = {name: number_facts(cells) for name, cells in frame.items()}
-    mark = decimal or decimal_of(facts, layout.separator, repr(source.shown))
-    frame = without_row_numbers(with_numbers(frame, facts, text, mark), repr(source.shown))
-    return Table(source.name, frame, notes=notes, decimal=mark)
+    facts = {name: number_facts(cells) for name, cells in found.frame.items()}
+    mark = decimal or decimal_of(facts, found.layout.separator, repr(source.shown))
+    frame = with_numbers(found.frame, facts, text, mark)
+    return Table(
+        source.name,
+        without_row_numbers(frame, repr(source.shown)),
+        notes=found.notes,
+        decimal=mark,
+        legacy_encoding=found.legacy,
+    )
 
 
 def _counted(frame: pd.DataFrame) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from senn.data.tabular.column_kinds import (
     column_to_dict,
     fit_column,
 )
+from senn.data.tabular.legacy_encodings import NAMES as LEGACY_ENCODINGS
 from senn.data.tabular.number_scale import most_bins
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
@@ -37,14 +38,21 @@ class TableEncoder:
         target: column to predict.
         decimal: decimal mark of the table's numbers, where something says it; None where nothing does.
         encoding: character encoding that the user has named, None for none; files to predict are read alike.
+        legacy_encoding: character encoding of the training table if it isn't Unicode and nobody named it, else None;
+            files to predict that aren't Unicode are read alike.
     """
 
     columns: tuple[Column, ...]
     target: Target
     decimal: Mark | None = None
     encoding: str | None = None
+    legacy_encoding: str | None = None
 
     def __post_init__(self) -> None:
+        if self.legacy_encoding is not None and self.legacy_encoding not in LEGACY_ENCODINGS:
+            raise SennError(
+                f"the encoding of the table names no encoding: {self.legacy_encoding!r}"
+            )
         names = [column.name for column in self.columns] + [self.target.name]
         if len(set(names)) < len(names):
             raise SennError("the encoding of the table has two columns of one name")
@@ -180,7 +188,13 @@ class TableEncoder:
         # Without a word on it, points are decimal, as everything that computes writes them.
         mark = decimal or self.decimal or "."
         kept = [*self.text_columns, *text]
-        return read_table(source, text=kept, encoding=encoding or self.encoding, decimal=mark)
+        return read_table(
+            source,
+            text=kept,
+            encoding=encoding or self.encoding,
+            decimal=mark,
+            legacy_encoding=self.legacy_encoding,
+        )
 
     def surprises(self, frame: pd.DataFrame) -> list[str]:
         """Say what of these rows training never saw: categories, empty cells, other ways of writing numbers.
@@ -225,6 +239,7 @@ class TableEncoder:
             "target": self.target.to_dict(),
             "decimal": self.decimal,
             "encoding": self.encoding,
+            "legacy_encoding": self.legacy_encoding,
         }
 
     def original(self, frame: pd.DataFrame) -> TableEncoder:
@@ -267,8 +282,8 @@ class TableEncoder:
         ):
             raise SennError("the stored encoding of the table is damaged")
         columns = tuple(map(column_from_dict, record["columns"]))
-        # version 0.1 had neither, and read decimal points in UTF-8
-        read = {"decimal": record.get("decimal"), "encoding": record.get("encoding")}
+        # version 0.1 had none of them, and read decimal points in UTF-8
+        read = {name: record.get(name) for name in ("decimal", "encoding", "legacy_encoding")}
         reading = from_dict(_Reading, read, "the stored encoding of the table")
         return cls(columns=columns, target=Target.from_dict(record["target"]), **vars(reading))
 
@@ -279,6 +294,7 @@ class _Reading:
 
     decimal: Mark | None
     encoding: str | None
+    legacy_encoding: str | None
 
 
 def check_names(frame: pd.DataFrame, target: str | None = None) -> None:

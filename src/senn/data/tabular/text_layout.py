@@ -72,17 +72,17 @@ class Layout(NamedTuple):
 
 
 def encoding_of(stream: BinaryIO, named: str = "") -> str:
-    """Find the character encoding of a text.
+    """Find the character encoding of a text, if it is Unicode.
 
     Args:
         stream: its bytes, from the beginning.
         named: encoding that the user names; only a byte order mark weighs more.
 
     Returns:
-        Name of the encoding: by its mark, what was named, UTF-8 if it is that, else Windows-1252.
+        Name of the encoding: by its mark, what was named, or UTF-16 or UTF-8 if it is that; else "".
 
     Raises:
-        ValueError: it isn't text in any of them.
+        ValueError: it isn't text.
     """
     head = stream.read(4096)
     for mark, name in _MARKS:
@@ -97,22 +97,15 @@ def encoding_of(stream: BinaryIO, named: str = "") -> str:
         return "utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"
     if 0 in head:
         raise ValueError("it holds bytes that are no text")
-    candidates = {name: codecs.getincrementaldecoder(name)() for name in ("utf-8", "cp1252")}
-    chunk = head
-    while candidates:
-        for name, decoder in list(candidates.items()):
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError:
-                del candidates[name]
-        if not chunk:
-            break
-        chunk = stream.read(1 << 20)
-    if not candidates:
-        raise ValueError(
-            "it is text neither in UTF-8 nor in Windows-1252; name its encoding with --encoding"
-        )
-    return next(iter(candidates))
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        decoder.decode(head)
+        while chunk := stream.read(1 << 20):
+            decoder.decode(chunk)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return ""
+    return "utf-8"
 
 
 def cells_of(lines: Iterable[str], separator: str) -> Iterator[Line]:

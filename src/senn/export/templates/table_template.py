@@ -15,16 +15,19 @@ from senn.data.tabular.written_numbers import read_number, settled_decimal
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def read_table_rows(path: str | Path, encoding: str | None = None) -> list[dict[str, Any]]:
+def read_table_rows(
+    path: str | Path, encoding: str | None = None, legacy_encoding: str | None = None
+) -> list[dict[str, Any]]:
     """Read the rows of a text file as dicts from column to text, None where a cell is empty.
 
     Args:
         path: of the file, CSV or one with other separators.
         encoding: that it has; None to find it.
+        legacy_encoding: that it has if it isn't Unicode; None for Windows-1252.
     """
     path = Path(path)
     with open(path, "rb") as stream:
-        name = encoding_of(stream, encoding or "")
+        name = encoding_of(stream, encoding or "") or legacy_encoding or "cp1252"
     with open(path, encoding=name, newline="") as file:
         layout = layout_of(file, path.suffix.lower(), repr(str(path)))
     with open(path, encoding=name, newline="") as file:
