@@ -21,8 +21,8 @@ from senn.checkpoint import ModuleSnapshot, optimizer_param_names, resize_like, 
 from senn.errors import SennError
 from senn.integrations import _trainer_files as files
 from senn.integrations._trainer_files import load, save
-from senn.integrations.loop_checks import check_single, refuse_strategy
-from senn.pytree import Output, Prepare, prediction
+from senn.integrations.loop_checks import check_single
+from senn.pytree import Output, Prepare
 from senn.surgery.model_config import update_config
 from senn.surgery.optimizer_layers import unwrap
 from senn.training.callbacks import Callback as Listener
@@ -36,9 +36,10 @@ if not TYPE_CHECKING:
 
 
 try:
-    from accelerate.state import PartialState  # type: ignore[import-untyped]
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+    from senn.integrations._trainer_calls import check_processes, labeled, logits
 except ImportError as error:
     raise SennError(
         "senn.integrations.transformers needs transformers: pip install 'senn[huggingface]'"
@@ -165,7 +166,7 @@ class SelfExpansion(TrainerCallback):
         Raises:
             SennError: the model is taken apart, or the optimizer doesn't hold its parameters.
         """
-        _check_processes(args)
+        check_processes(args)
         _check_single(self, state)
         model, optimizer = kwargs["model"], kwargs["optimizer"]
         saved = self._resumed(args, state, model)
@@ -317,49 +318,6 @@ class SelfExpansion(TrainerCallback):
             state.global_step,
         )
         return None
-
-
-def labeled(called: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
-    """Split the keyword arguments that a model is called with into inputs and targets.
-
-    The labels are among the inputs too: some models can't do without them, since they always compute a loss, or make
-    the inputs of their decoder from them.
-
-    Raises:
-        SennError: there are no `labels` among them.
-    """
-    inputs = {name: value for name, value in called.items() if name != "num_items_in_batch"}
-    if called.get("labels") is None:
-        raise SennError(
-            "the model isn't called with labels, as under label smoothing or a loss function of the Trainer's: "
-            "say by prepare=... what the targets are"
-        )
-    return inputs, called["labels"]
-
-
-def logits(result: Any) -> Tensor:
-    """Find the tensor that the loss takes in what a model called with labels returns: `logits`, or all but the loss.
-
-    Raises:
-        UnsupportedError: it isn't clear which tensor is meant.
-    """
-    if isinstance(result, Mapping) and "logits" not in result:
-        result = {name: value for name, value in result.items() if name != "loss"}
-    elif type(result) is tuple and len(result) > 1 and _is_scalar(result[0]):
-        result = result[1]  # with return_dict=False: loss, logits, ...
-    return prediction(result)
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dim() == 0
-
-
-def _check_processes(args: TrainingArguments) -> None:
-    if args.n_gpu > 1:
-        refuse_strategy("DataParallel")
-    distributed = PartialState().distributed_type.value
-    if distributed != "NO" and not distributed.startswith("MULTI_"):
-        refuse_strategy(distributed)
 
 
 def _check_single(one: SelfExpansion, state: TrainerState) -> None:

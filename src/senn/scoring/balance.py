@@ -50,6 +50,24 @@ def balance(positions: Sequence[NewPositions], ratio: float, loss: Callable[[], 
     """
     if not ratio > 0:
         return False
+    before = loss()
+    with _kept_unless_confirmed(positions) as confirm:
+        rescale(positions, ratio)
+        if abs(loss() - before) <= ROUNDING * abs(before):
+            confirm()
+            return True
+    return False
+
+
+def rescale(positions: Sequence[NewPositions], ratio: float) -> None:
+    """Multiply incoming weights of new units, and divide outgoing ones, so that their lengths have a ratio.
+
+    Args:
+        positions: where the units stand.
+        ratio: of the lengths of incoming and outgoing weights; not above 0, or NaN, leaves them as they are.
+    """
+    if not ratio > 0:
+        return
     scale = (
         ratio
         * _new_lengths(_weights(positions, "consumer"))
@@ -57,17 +75,11 @@ def balance(positions: Sequence[NewPositions], ratio: float, loss: Callable[[], 
     ).sqrt()
     # A unit without a step stays as it is.
     scale = torch.where((scale > 0) & scale.isfinite(), scale, torch.ones_like(scale))
-    before = loss()
-    with _kept_unless_confirmed(positions) as confirm:
-        for one in positions:
-            if one.coupled.role == "producer":
-                _multiply(one, scale)
-            elif one.coupled.role == "consumer":
-                _multiply(one, 1 / scale)
-        if abs(loss() - before) <= ROUNDING * abs(before):
-            confirm()
-            return True
-    return False
+    for one in positions:
+        if one.coupled.role == "producer":
+            _multiply(one, scale)
+        elif one.coupled.role == "consumer":
+            _multiply(one, 1 / scale)
 
 
 def _weights(positions: Sequence[NewPositions], role: str) -> list[NewPositions]:

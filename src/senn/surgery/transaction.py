@@ -169,6 +169,7 @@ def transaction(
     tolerance: float | None = None,
     examples: Sequence[Inputs] = (),
     tentative: bool = False,
+    rehearses: bool = True,
 ) -> Receipt:
     """Apply moves to a model, its averages and its optimizer, all or nothing.
 
@@ -194,6 +195,8 @@ def transaction(
             and run on a few samples of the probe and on these, in both modes, in training mode backwards as well.
         tentative: True if the change may be undone before the model is used: graphs from before it, and hooks on their
             nodes (those of DistributedDataParallel), are given up by `Receipt.keep` only.
+        rehearses: False to change no copy first, for moves whose carrying out is known to be right: a copy may be as
+            large as a frozen model that hardly any of the moves touch.
 
     Returns:
         A receipt with the measured changes and `undo()`.
@@ -234,6 +237,7 @@ def transaction(
         restart=on_uncarried_state == "restart",
         examples=tuple(examples),
         tentative=tentative,
+        rehearses=rehearses,
     )
     try:
         with ExitStack() as rollback:
@@ -267,6 +271,7 @@ class _Operation:
     restart: bool
     examples: tuple[Inputs, ...]
     tentative: bool
+    rehearses: bool
 
     def run(self, graph: DependencyGraph, optimizer: Any, rollback: ExitStack) -> Receipt:
         everyone = (self.model, *self.copies)
@@ -277,7 +282,7 @@ class _Operation:
         todo = plan(self.model, self.moves, graph)
         kept_names = [names_of(copy) for copy in self.copies]
         before = [] if self.probe is None else [outputs(one, self.probe) for one in everyone]
-        if self.probe is not None:
+        if self.probe is not None and self.rehearses:
             keeps = not any(isinstance(move, Prune) for move in self.moves)
             rehearse(
                 self.model,

@@ -147,17 +147,7 @@ def follow_written_sizes(
     """
     if not found[0]:
         return
-    before = None if outputs is None else outputs()
-    for number, size in enumerate(found[0]):
-        follows = False
-        if size.now is not None and outputs is not None and before is not None:
-            # In the log before it is tried, so that an interrupt finds the way back.
-            swap = size.swap()
-            logs[0].exchange([swap])
-            follows = _are_equal(before, outputs)
-            if not follows:
-                swap[0][swap[1]] = swap[2]
-                logs[0].swaps.pop()
+    for number, (size, follows) in enumerate(_tried(found[0], logs[0], outputs)):
         if follows:
             for several, log in zip(found[1:], logs[1:], strict=True):
                 log.exchange([several[number].swap()])
@@ -168,6 +158,40 @@ def follow_written_sizes(
             )
     for several, log in zip(found, logs, strict=True):
         log.exchange(_adapter_patterns(log.model, {size.module for size in several}))
+
+
+def _tried(
+    sizes: Sequence[WrittenSize], log: UndoLog, outputs: Callable[[], list[Tensor]] | None
+) -> list[tuple[WrittenSize, bool]]:
+    """Rewrite the numbers that nothing computes with: all at once, and one by one if that changes the outputs."""
+    if outputs is None:
+        return [(size, False) for size in sizes]
+    before = outputs()
+    several = [size for size in sizes if size.now is not None]
+    if len(several) > 1 and _is_rewritten(several, log, before, outputs):
+        return [(size, size.now is not None) for size in sizes]
+    return [
+        (size, size.now is not None and _is_rewritten([size], log, before, outputs))
+        for size in sizes
+    ]
+
+
+def _is_rewritten(
+    sizes: Sequence[WrittenSize],
+    log: UndoLog,
+    before: Sequence[Tensor],
+    outputs: Callable[[], list[Tensor]],
+) -> bool:
+    """Rewrite numbers; take that back if the outputs change."""
+    for size in sizes:
+        # In the log before it is tried, so that an interrupt finds the way back.
+        log.exchange([size.swap()])
+    if _are_equal(before, outputs):
+        return True
+    for _ in sizes:
+        held, attribute, old, _ = log.swaps.pop()
+        held[attribute] = old
+    return False
 
 
 def _are_equal(before: Sequence[Tensor], outputs: Callable[[], list[Tensor]]) -> bool:
