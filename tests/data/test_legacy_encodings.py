@@ -85,6 +85,12 @@ def test_symbols_alone_are_those_of_windows_1252(tmp_path, cell):
     assert "read as Windows-1252; --encoding" in found.notes[0]
 
 
+def test_symbols_however_many_do_not_outweigh_words(tmp_path):
+    rows = [f"{at}.228,02 €;{'Köln' if at % 2 else 'Groß'}" for at in range(100)]
+    found = read_table(written(tmp_path, "\n".join(["a;b", *rows]), "cp1252"))
+    assert found.frame["a"].iloc[0] == "0.228,02 €"
+
+
 @pytest.mark.parametrize("name", ["Paweł", "Łask", "Łomża", "Żary"])
 def test_letters_that_are_symbols_elsewhere_are_not_passed_over(tmp_path, name):
     found = read_table(written(tmp_path, f"a,b\n1,{name}\n2,x\n", "cp1250"))

@@ -104,7 +104,7 @@ def legacy_encoding(stream: BinaryIO, known: str | None = None) -> LegacyEncodin
         return LegacyEncoding(name=known)
     stream.seek(0)
     words = _words(stream)
-    if all(_SYMBOLS.sub(b"", word).isascii() for word in words) and _decodes(stream, USUAL):
+    if not words and _decodes(stream, USUAL):
         return LegacyEncoding(name=USUAL)
     chances = _chances(b"\n".join(words))
     usual = chances[USUAL]
@@ -121,14 +121,14 @@ def legacy_encoding(stream: BinaryIO, known: str | None = None) -> LegacyEncodin
 
 
 def _words(stream: BinaryIO) -> list[bytes]:
-    """Return the different cells that aren't ASCII: that one of them occurs often says nothing of the encoding."""
+    """Return the different cells that aren't ASCII, but for usual symbols: how often one occurs says nothing."""
     found: dict[bytes, None] = {}
     size = 0
     for line in _lines(stream):
         if line.isascii():
             continue
         for word in _WORD_ENDS.split(line):
-            if not word.isascii() and word not in found:
+            if word not in found and not _SYMBOLS.sub(b"", word).isascii():
                 found[word] = None
                 size += len(word)
         if size > _SAMPLE:
