@@ -1,5 +1,6 @@
 """`senn evaluate`, and images that are tested on pictures of one's own."""
 
+import base64
 import json
 import shutil
 from io import StringIO
@@ -13,6 +14,7 @@ from photo_cases import folder_of
 from sklearn import metrics as sk
 
 from senn import atomic_files
+from senn.cli import trained_rows
 from senn.cli.fit_images import prepare_images
 from senn.cli.fit_table import prepare
 from senn.cli.main import main
@@ -175,3 +177,39 @@ class TestPictures:
         photos = folder_of(tmp_path / "photos", 24)
         with pytest.raises(SennError, match=words):
             prepare_images(FitOptions(data=str(photos), test=str(tmp_path / test), **options))
+
+
+class TestRowsThatWereTrainedOn:
+    @pytest.mark.parametrize("run", ["kind", "price"])
+    def test_are_told_with_their_share(self, home, capsys, run):
+        assert main(["evaluate", str(home / run), str(home / "train.csv")]) == 0
+        said = capsys.readouterr().err
+        assert "senn: 80% of the rows stand among those that the network was trained on" in said
+        assert document(capsys, home / run, home / "train.csv")["share_trained_on"] == 0.8
+
+    def test_new_rows_need_no_word(self, home, capsys):
+        found = document(capsys, home / "kind", home / "june.csv")
+        assert found["share_trained_on"] == 0
+        assert main(["evaluate", str(home / "kind"), str(home / "june.csv")]) == 0
+        assert "trained on" not in capsys.readouterr().err
+
+    def test_are_known_in_another_format_and_order(self, home, capsys):
+        frame = pd.read_csv(home / "train.csv")[::-1]
+        frame[["kind", "c", "b", "price", "a"]].to_parquet(home / "train.parquet", index=False)
+        assert document(capsys, home / "kind", home / "train.parquet")["share_trained_on"] == 0.8
+
+    def test_of_many_a_sample_is_kept_that_tells_the_share(self, monkeypatch):
+        monkeypatch.setattr(trained_rows, "MOST", 200)
+        draw = np.random.default_rng(0)
+        x, y = draw.normal(size=(2000, 3)).astype(np.float32), draw.integers(0, 2, 2000)
+        kept = trained_rows.kept_fingerprints(x[:1000], y[:1000])
+        assert len(base64.b64decode(kept)) == 5 * 200
+        share = trained_rows.share_trained_on(kept, x[500:], y[500:])
+        assert share == pytest.approx(1 / 3, abs=0.08)
+        assert trained_rows.share_trained_on(kept, x[1000:], y[1000:]) == 0
+        assert trained_rows.share_trained_on(kept, x[:1000], 1 - y[:1000]) == 0
+
+    @pytest.mark.parametrize("kept", ["!", "AAAA", "é"])
+    def test_a_damaged_record_is_refused(self, kept):
+        with pytest.raises(SennError, match="record of its training rows is damaged"):
+            trained_rows.share_trained_on(kept, np.zeros((1, 1), np.float32), np.zeros(1))

@@ -17,6 +17,7 @@ from senn.cli.baselines import Guess, LinearModel
 from senn.cli.fit_images import flat
 from senn.cli.score_lines import CONSTANT, LINEAR, confusion_lines, score_table
 from senn.cli.scorer import Scorer, named_positive
+from senn.cli.trained_rows import share_trained_on, trained_rows_note
 from senn.data import TableEncoder, Target
 from senn.data.images import ImageEncoder, collect_test
 from senn.data.tabular.target import labeled
@@ -65,7 +66,12 @@ def run(*, folder: Path, data: str, metric: str | None, json: bool) -> int:
         unit, rows = "image", _images(trained, trained.encoder, data)
     else:
         unit, rows = "row", _table(trained, trained.encoder, data)
-    document = plain(_scored(rows, results, read_test(folder), metric))
+    details = read_test(folder) or {}
+    document = plain(_scored(rows, results, details, metric))
+    kept = details.get("trained_on", "")
+    document["share_trained_on"] = share_trained_on(kept, rows.x, rows.truth)
+    for sentence in trained_rows_note(document["share_trained_on"], unit):
+        print(f"senn: {sentence}", file=sys.stderr)
     count = len(rows.truth)
     if json:
         about = {"data": data, "rows": count, "run": str(folder)}
@@ -107,7 +113,7 @@ def _images(trained: TrainedRun, encoder: ImageEncoder, data: str) -> _LabeledRo
 def _scored(
     rows: _LabeledRows,
     results: Mapping[str, Any],
-    details: Mapping[str, Any] | None,
+    details: Mapping[str, Any],
     metric: str | None,
 ) -> dict[str, Any]:
     """Score outputs as `senn fit` does, beside the baselines of the run's training rows."""
@@ -116,7 +122,7 @@ def _scored(
     name = metric if metric is not None else results.get("metric")
     scorer = Scorer.with_positive(target, positive, name)
     predictions = scorer.predictions(rows.values)
-    guesses = _guesses(target, rows.x.shape[1], results, details or {})
+    guesses = _guesses(target, rows.x.shape[1], results, details)
     return {
         "test": scorer.scores(predictions, truth),
         "intervals": scorer.intervals(predictions, truth),

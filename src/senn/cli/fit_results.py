@@ -20,6 +20,7 @@ from senn.cli.prepared_data import Prepared
 from senn.cli.score_lines import LINEAR
 from senn.cli.scorer import Scorer
 from senn.cli.signals import Signals
+from senn.cli.trained_rows import kept_fingerprints
 from senn.events.run_schema import FoldRecord, TestDetails
 from senn.training import TrainResult
 from senn.training.run_records import outcome
@@ -69,7 +70,9 @@ def test_record(
         record["baselines"] = scorer.baseline_scores(guesses, (x, truth))
         record["test_notes"] += _linear_notes(guesses, train[0].shape)
         pictures = preparation.test_pixels()
-        return kept_details(scorer, predictions, truth, guesses, pictures, preparation.mean)
+        details = kept_details(scorer, predictions, truth, guesses, pictures, preparation.mean)
+        details["trained_on"] = kept_fingerprints(*train)
+        return details
 
     return record, signals.run_interruptible(SCORED, score, None)
 

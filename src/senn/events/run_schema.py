@@ -229,6 +229,7 @@ class TestDetails(TypedDict):
     wrongest: list[WrongImage]
     constant: list[float]
     linear: LinearRecord | None
+    trained_on: NotRequired[str]
 
 
 class Results(TypedDict):
