@@ -20,7 +20,7 @@ from senn.peft import RankAllocator, find_pairs, uniform_params
 SCALING = 2.0
 """Scaling of B A in every arm: alpha is twice the rank."""
 
-LOOK = 32
+LOOK = 64
 """Samples that a method may look at before the first step, or in a round."""
 
 AfterStep = Callable[[int], None]
@@ -33,7 +33,7 @@ class Adapted:
     Attributes:
         model: the model.
         optimizer: of its adapters.
-        after_backward: what a method does between the backward pass and the optimizer's step.
+        after_step: what a method does after the optimizer's step, with its gradients.
         before_step: what it does before the forward pass of a step, counted from 0.
         penalty: what is added to the loss.
     """
@@ -41,7 +41,7 @@ class Adapted:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     before_step: AfterStep = field(default=lambda step: None)
-    after_backward: AfterStep = field(default=lambda step: None)
+    after_step: AfterStep = field(default=lambda step: None)
     penalty: Callable[[], Tensor | float] = field(default=lambda: 0.0)
 
 
@@ -183,11 +183,11 @@ def adalora(given: Setting) -> Adapted:
         ]
         return given.options.get("orthogonal", 0.5) * torch.stack(terms).mean()
 
-    def after_step(step: int) -> None:
+    def allocate(step: int) -> None:
         model.base_model.update_and_allocate(step)
 
     return Adapted(
-        model=model, optimizer=given.optimizer(model), after_backward=after_step, penalty=penalty
+        model=model, optimizer=given.optimizer(model), after_step=allocate, penalty=penalty
     )
 
 
@@ -198,7 +198,7 @@ def eva(given: Setting) -> Adapted:
     )
     initialize_lora_eva_weights(
         model,
-        [{"x": x} for x in given.samples(4 * LOOK)[0].split(8)],
+        [{"x": x} for x in given.samples(2 * LOOK)[0].split(8)],
         forward_fn=lambda inner, inputs: inner(inputs["x"]),
         prepare_model_inputs_fn=None,
         prepare_layer_inputs_fn=lambda inputs, *_: (

@@ -48,8 +48,8 @@ def train(arm: str, given: Setting) -> tuple[torch.nn.Module, float]:
         x, y = given.text.batch(chance)
         optimizer.zero_grad()
         (tasks.loss(adapted.model(x), y) + adapted.penalty()).backward()
-        adapted.after_backward(step)
         optimizer.step()
+        adapted.after_step(step)
         schedule.step()
     return adapted.model, time.process_time() - start
 

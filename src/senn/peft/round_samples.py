@@ -30,8 +30,11 @@ Layouts = Mapping[str, BatchLayout]
 MOST_NUMBERS = 1 << 26
 """Numbers of the pairs' rows that are held at once, 256 MiB in float32: samples pass in parts of so many."""
 
-MINIBATCHES = 4
-"""Minibatches on which the gradients of new entries are measured, for their second moments."""
+LOSS_SAMPLES = 16
+"""Samples of each half on which the length of a step is searched and changes are checked: a dozen forward passes."""
+
+MINIBATCHES, MINIBATCH = 4, 8
+"""Minibatches on which the gradients of new entries are measured, for their second moments, and the samples of each."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,14 +98,15 @@ class RoundSamples:
         )
 
     def loss(self, *, held_out: bool = False) -> float:
-        """Mean loss of the model as it is.
+        """Mean loss of the model as it is, on some of the samples, always the same ones.
 
         Args:
             held_out: True for the samples on which steps are valued alone.
         """
         total = count = 0.0
+        halves = (self.held_out,) if held_out else (self.fit, self.held_out)
         with torch.no_grad(), preserve_model_state(self.model):
-            for inputs, targets, weights in self.held_out if held_out else self.fit + self.held_out:
+            for inputs, targets, weights in (one for half in halves for one in _first(half)):
                 number = pytree.count_samples(inputs, targets)
                 found = self.metric.loss(forward(self.model, inputs, self.output), targets, weights)
                 total, count = total + number * float(found), count + number
@@ -229,7 +233,7 @@ class RoundSamples:
             for one, value in values.items():
                 one.data.copy_(value)
             with preserve_model_state(self.model):
-                for samples in self._minibatches():
+                for samples in itertools.islice(self._minibatches(), MINIBATCHES):
                     for one, gradient in zip(
                         values, self._gradients([*values], samples), strict=True
                     ):
@@ -240,14 +244,12 @@ class RoundSamples:
         return {one: _moments(torch.stack(gradients)) for one, gradients in seen.items()}
 
     def _minibatches(self) -> Iterator[Samples]:
-        halves = self.fit + self.held_out
-        pieces = max(1, MINIBATCHES // len(halves))
-        for samples in halves:
+        for samples in self.fit + self.held_out:
             count = pytree.count_samples(samples[0], samples[1])
-            edges = [piece * count // pieces for piece in range(pieces + 1)]
-            for start, stop in itertools.pairwise(edges):
-                if stop > start:
-                    yield pytree.index_batch(samples, slice(start, stop), count)
+            for start in range(0, count, MINIBATCH):
+                yield pytree.index_batch(
+                    samples, slice(start, min(start + MINIBATCH, count)), count
+                )
 
     def _gradients(self, parameters: list[nn.Parameter], samples: Samples) -> list[Tensor]:
         inputs, targets, weights = samples
@@ -261,6 +263,16 @@ class RoundSamples:
             else gradient.detach().nan_to_num(0.0, 0.0, 0.0)
             for one, gradient in zip(parameters, found, strict=True)
         ]
+
+
+def _first(half: Sequence[Samples]) -> Iterator[Samples]:
+    """Yield the first samples of a half, `LOSS_SAMPLES` of them or all."""
+    left = LOSS_SAMPLES
+    for samples in half:
+        count = pytree.count_samples(samples[0], samples[1])
+        if left:
+            yield pytree.index_batch(samples, slice(0, min(left, count)), count)
+        left = max(left - count, 0)
 
 
 def _moments(gradients: Tensor) -> GradientMoments:

@@ -1,0 +1,85 @@
+"""Section of docs/results.md on ranks of LoRA adapters; called by docs/results.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mean_error import mean_error
+
+Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
+Record = Mapping[str, Any]
+
+NAMES = {
+    "grown": "grown by `senn.peft`",
+    "uniform": "uniform",
+    "adalora": "AdaLoRA",
+    "eva": "EVA",
+    "gora": "GoRA's rule",
+    "random_ranks": "random ranks (control)",
+    "found_ranks": "the grown run's ranks, LoRA's own start (control)",
+}
+BUDGET, REFERENCE = 8, 32
+"""The rank whose parameters are the budget, and the one whose loss is to be reached with them."""
+
+
+def of(records: Sequence[Record], arm: str, rank: int) -> dict[int, Record]:
+    """Records of one arm at one budget, by seed."""
+    return {one["seed"]: one for one in records if (one["arm"], one["rank"]) == (arm, rank)}
+
+
+def lora(
+    stored: Callable[[str], Any], exists: Callable[[str], bool], table: Table
+) -> Iterator[str]:
+    """Losses at equal budgets, and what they cost; nothing where no results are stored."""
+    if not exists("lora_ranks"):
+        return
+    records: list[Record] = [*stored("lora_ranks").values()]
+    seeds = len(of(records, "grown", BUDGET))
+    commands = sorted({one["command"] for one in records})
+    steps = records[0]["steps"]
+    yield "## Ranks of LoRA adapters\n\n" + "\n\n".join(f"`{one}`" for one in commands) + "\n"
+    yield (
+        "A decoder of .4 million parameters, pre-trained on one half of Shakespeare's plays, is adapted to the "
+        f"reference of the Python language by adapters on all linear layers, in {steps} steps of 8 windows of 64 "
+        "characters. "
+        "Nats a character on test text, which was looked at once; learning rates and other choices of each arm "
+        "were made on validation text of another seed. A rank as budget means as many parameters as it has everywhere. "
+        "Every arm has the same batches and the same scaling of its adapters; grown adapters, GoRA's rule and EVA may "
+        "look at 64, 64 and 128 windows beforehand. Seconds are a processor's, looking included. Differences are "
+        f"paired by seed ({seeds}), mean ± standard error: **below 0 the grown adapters are better**.\n"
+    )
+    rows = []
+    for rank in sorted({one["rank"] for one in records}):
+        grown = of(records, "grown", rank) or of(records, "grown", BUDGET)
+        for arm, name in NAMES.items():
+            own = of(records, arm, rank)
+            if own:
+                rows.append((rank, name, *_cells(own, grown, is_grown=arm == "grown")))
+    head = ("budget", "adapters", "parameters", "test loss", "grown less this", "seconds")
+    yield table(head, rows) + "\n"
+    yield "Where a budget has no grown adapters of its own, those of rank 8's budget are compared.\n"
+    yield _ranks(records)
+
+
+def _cells(own: Mapping[int, Record], grown: Mapping[int, Record], *, is_grown: bool) -> list[str]:
+    both = sorted({*own} & {*grown})
+    less = [grown[seed]["test"] - own[seed]["test"] for seed in both]
+    return [
+        f"{statistics.fmean(one['parameters'] for one in own.values()):,.0f}",
+        mean_error([one["test"] for one in own.values()]),
+        "-" if is_grown or not less else mean_error(less, sign=True),
+        f"{statistics.fmean(one['cpu_seconds'] for one in own.values()):.1f}",
+    ]
+
+
+def _ranks(records: Sequence[Record]) -> str:
+    """Where the grown adapters have their ranks."""
+    grown = of(records, "grown", BUDGET).values()
+    kinds: dict[str, list[int]] = {}
+    for one in grown:
+        for name, rank in one["ranks"].items():
+            kinds.setdefault(name.rpartition(".")[2], []).append(rank)
+    means = ", ".join(f"{kind} {statistics.fmean(ranks):.1f}" for kind, ranks in kinds.items())
+    return f"Mean rank of the grown adapters by kind of layer, at the budget of rank {BUDGET}: {means}.\n"
