@@ -1,6 +1,7 @@
 """Ranks of LoRA adapters: found while training by `senn.peft`, against uniform ones, AdaLoRA, EVA and GoRA's rule.
 
-    python benchmarks/lora_ranks.py [--seeds 5] [--arms grown uniform ...] [--ranks 8] [--test] [--out FILE]
+    python benchmarks/lora_ranks.py [--seeds 5] [--arms grown uniform ...] [--ranks 8] [--uniform-ranks 32] [--test]
+                                    [--out FILE]
 
 A decoder of .4 million parameters is pre-trained on plays and adapted to the reference of the Python language
 (`lora_tasks.py`). `--ranks` are budgets: as many parameters as that rank has in every layer. Each record has the loss
@@ -26,10 +27,10 @@ import lora_tasks as tasks
 import torch
 from lora_arms import ARMS, Setting
 
-LR = dict.fromkeys(ARMS, 0.008)
-"""Learning rate of each arm, the best of 2, 4, 8 and 16 thousandths on validation text of other seeds."""
+LR = dict.fromkeys(ARMS, 16e-3) | {"grown": 8e-3}
+"""Learning rate of each arm: the best that was tried (8, 16, for some 30 thousandths) on validation text, seed 100."""
 
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {"grown": {"rounds": [0.0, 0.15]}}
 """Further choices of an arm, made in the same way."""
 
 
@@ -107,27 +108,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     weights, text = tasks.pretrained(arguments.base), tasks.reference()
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        for rank in arguments.ranks:
-            for arm in arguments.arms:
-                for lr in arguments.lr or [LR[arm]]:
-                    options = {**OPTIONS.get(arm, {}), **json.loads(arguments.options)}
-                    key = f"{arm} {rank} {seed} {lr} {json.dumps(options)}"
-                    if arm == "found_ranks":
-                        options["ranks"] = ranks_found(records, rank, seed)
-                    if key in records or options.get("ranks", True) is None:
-                        continue
-                    setting = Setting(
-                        weights=weights, text=text, rank=rank, seed=seed,
-                        steps=arguments.steps, lr=lr, options=options,
-                    )  # fmt: skip
-                    one = records[key] = measure(arm, setting, test=arguments.test)
-                    one["command"] = f"python benchmarks/lora_ranks.py {shlex.join(given)}"
-                    print(
-                        f"{key}: validation {one['validation']:.4f}, {one['parameters']:,} parameters, "
-                        f"{one['cpu_seconds']:.1f} CPU seconds", flush=True,
-                    )  # fmt: skip
-                    if arguments.out:
-                        arguments.out.write_text(json.dumps(records, indent=1))
+        jobs = [(arm, rank) for rank in arguments.ranks for arm in arguments.arms]
+        jobs += [("uniform", rank) for rank in arguments.uniform_ranks]
+        for arm, rank in jobs:
+            for lr in arguments.lr or [LR[arm]]:
+                options = {**OPTIONS.get(arm, {}), **json.loads(arguments.options)}
+                key = f"{arm} {rank} {seed} {lr} {json.dumps(options)}"
+                if arm == "found_ranks":
+                    options["ranks"] = ranks_found(records, rank, seed)
+                if key in records or options.get("ranks", True) is None:
+                    continue
+                setting = Setting(
+                    weights=weights, text=text, rank=rank, seed=seed,
+                    steps=arguments.steps, lr=lr, options=options,
+                )  # fmt: skip
+                one = records[key] = measure(arm, setting, test=arguments.test)
+                one["command"] = f"python benchmarks/lora_ranks.py {shlex.join(given)}"
+                print(
+                    f"{key}: validation {one['validation']:.4f}, {one['parameters']:,} parameters, "
+                    f"{one['cpu_seconds']:.1f} CPU seconds",
+                    flush=True,
+                )
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(records, indent=1))
     return 0
 
 
@@ -136,9 +139,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=[*ARMS])
     parser.add_argument("--ranks", nargs="+", type=int, default=[8])
+    parser.add_argument(
+        "--uniform-ranks",
+        nargs="*",
+        type=int,
+        default=[32],
+        help="further budgets of the uniform arm",
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", nargs="+", type=float, help="learning rates to try")
     parser.add_argument("--options", default="{}", help="further choices of the arms, as JSON")
     parser.add_argument("--test", action="store_true", help="score on test text as well")

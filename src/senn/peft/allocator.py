@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -35,6 +34,7 @@ from senn.policies import BirthKind
 from senn.pytree import Output, Prepare
 from senn.scoring.balance import existing_ratio, rescale
 from senn.scoring.births import Birth
+from senn.scoring.precision import full_precision
 from senn.surgery import Receipt, transaction
 from senn.surgery.optimizer_layers import check_holds
 
@@ -146,6 +146,7 @@ class RankAllocator:
         """Return the rank of each adapted layer."""
         return {pair.name: pair.rank for pair in self.pairs()}
 
+    @full_precision
     def score(self, batches: Iterable[Any]) -> dict[str, PairScores]:
         """Score all units that could come or go; the model stays as it is.
 
@@ -160,7 +161,7 @@ class RankAllocator:
         """
         return {name: one.scores for name, one in self._scored(self._samples(batches)).items()}
 
-    @torch.inference_mode(False)
+    @full_precision
     def adapt(self, batches: Iterable[Any], max_params: int | None = None) -> list[RankEvent]:
         """Run one round: score, choose under the budget, change the adapters and their optimizer, all or nothing.
 
@@ -222,7 +223,7 @@ class RankAllocator:
         *,
         may_rise: bool,
     ) -> RankRound | None:
-        """Change the model and its optimizer; None, with everything as it was, if the loss is the worse for it."""
+        """Change the model and its optimizer; None, with everything as it was, if the loss rises too much."""
         before = samples.loss()
         receipt = transaction(
             self.model,
@@ -249,9 +250,11 @@ class RankAllocator:
             _balance(receipt)
             after = samples.loss()
             receipt.refresh()
-            rises = any(one.removed for one in changes.values()) and not may_rise
+            costs = sum(scored[name].cost(one) for name, one in changes.items())
+            # As of all removals: twice what the quadratic model says, and rounding, is still believed.
+            most = math.inf if may_rise else before + 2 * costs + 1e-4 * abs(before)
             # Written so that NaN fails: it compares as False.
-            if (birth.steps and not decrease > 0) or (rises and not after <= before):
+            if (birth.steps and not decrease > 0) or not after <= most:
                 receipt.undo()
                 return None
             receipt.keep()

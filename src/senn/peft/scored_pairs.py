@@ -93,6 +93,14 @@ class ScoredPair:
         step = (self.candidates.step * self.lengths)[:, change.added] / scale
         return BirthStep(entries=entries, step=step)
 
+    def cost(self, change: RankChange) -> float:
+        """Return by how much the loss is expected to rise where units go.
+
+        Args:
+            change: units that come and go.
+        """
+        return sum(max(self.scores.costs[unit], 0.0) for unit in change.removed)
+
     def event(self, change: RankChange) -> RankEvent:
         """Return the record of a change.
 
@@ -101,7 +109,6 @@ class ScoredPair:
         """
         difference = len(change.added) - len(change.removed)
         brings = sum(self.scores.decreases[number] for number in change.added)
-        costs = sum(self.scores.costs[unit] for unit in change.removed)
         return RankEvent(
             place=self.pair.name,
             rank_before=self.pair.rank,
@@ -109,7 +116,7 @@ class ScoredPair:
             added=len(change.added),
             removed=len(change.removed),
             gain=float(self.candidates.gains[change.added].sum()),
-            expected_decrease=brings - costs,
+            expected_decrease=brings - self.cost(change),
             parameters=difference * self.pair.per_rank,
         )
 
