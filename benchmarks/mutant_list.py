@@ -480,4 +480,37 @@ MUTANTS = [
             "one.momentum = 0.1",
         ),
     ),
+    *_mutants(
+        "peft/directions.py",
+        ("tests/lora/test_directions.py",),
+        (
+            "new directions that existing units have already",
+            "whitened = whitened - (whitened @ basis) @ basis.mT",
+            "whitened = whitened - 0 * (whitened @ basis) @ basis.mT",
+        ),
+        (
+            "singular values in place of their squares",
+            "gains=factors.locations * sigma.square()",
+            "gains=factors.locations * sigma",
+        ),
+        (
+            "a removed unit without what the others take over",
+            "return (inverse / inverse.diagonal()[:, None]) @ down",
+            "return down",
+        ),
+    ),
+    *_mutants(
+        "peft/scored_pairs.py",
+        ("tests/lora/test_rank_allocator.py",),
+        (
+            "a step whose curvature counts in full",
+            "decreases = lengths * slopes[:new] - lengths**2 * curvatures[:new] / 2",
+            "decreases = lengths * slopes[:new] - lengths**2 * curvatures[:new]",
+        ),
+        (
+            "a removal against the slope of a step",
+            "costs = curvatures[new:] / 2 - slopes[new:]",
+            "costs = curvatures[new:] / 2 + slopes[new:]",
+        ),
+    ),
 ]

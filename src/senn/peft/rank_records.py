@@ -17,7 +17,8 @@ class RankEvent:
         removed: number of units that went.
         gain: exact K-FAC gain of the new units in eta, on the samples that they were fitted to.
         expected_decrease: of the loss by the new units' natural step, valued on other samples, less the costs of
-            removal, in the loss's own unit.
+            removal, in the loss's own unit. Several adapters, and units of one, can expect the same decrease:
+            `RankRound.decrease` is what all of them bring together.
         parameters: change of the number of parameters.
     """
 
