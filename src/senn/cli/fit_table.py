@@ -28,7 +28,8 @@ from senn.cli.scorer import Scorer
 from senn.cli.table_parts import TableParts, divide, fold_parts, read_test_table
 from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
-from senn.data.tabular.table_encoder import check_names, listed
+from senn.data.tabular.feature_columns import listed
+from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.table_notes import index_columns
 from senn.data.tabular.target import labeled
 from senn.errors import SennError

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from senn.cli.prediction_files import check_ending, write
 from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
-from senn.data.tabular.table_encoder import listed
+from senn.data.tabular.feature_columns import listed
 from senn.errors import SennError
 from senn.training.trained_run import TrainedRun, load_run, probabilities
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from senn.data import split_groups, split_last
 from senn.data.tabular.cells import is_missing, kind_of, numbers, style_of, texts
 from senn.data.tabular.date_column import date_form, dates
-from senn.data.tabular.table_encoder import has_columns
+from senn.data.tabular.feature_columns import has_columns
 from senn.errors import SennError
 from senn.runs import FitOptions
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from senn.cli.prepared_data import no_validation_note, part_sizes
 from senn.cli.table_parts import TableParts
 from senn.data import Table, TableEncoder
-from senn.data.tabular.table_encoder import listed
+from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.table_notes import (
     deciding_columns,
     duplicate_note,

@@ -145,16 +145,20 @@ class NumberColumn:
             note=note,
         )
 
-    def with_bins(self, cells: pd.Series[Any], bins: int) -> NumberColumn:
+    def with_bins(
+        self, cells: pd.Series[Any], bins: int, weight: Floats | None = None
+    ) -> NumberColumn:
         """Return the column with bins between quantiles of its training cells.
 
         Args:
             cells: the training cells.
             bins: most bins.
+            weight: (n,) positive weights, by which median, spread and bins go; None for equal ones.
         """
         values = numbers(self.name, cells, self.style)
-        scale = NumberScale.fit(values[~np.isnan(values)], bins)
-        return replace(self, edges=scale.edges)
+        known = ~np.isnan(values)
+        scale = NumberScale.fit(values[known], bins, None if weight is None else weight[known])
+        return replace(self, median=scale.median, scale=scale.scale, edges=scale.edges)
 
     def original(self, cells: pd.Series[Any]) -> NumberColumn:
         """Return the column as version 0.1 fitted it: by mean and standard deviation, with the median where one lacks.

@@ -12,19 +12,19 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn._records import from_dict
-from senn._text import did_you_mean
-from senn.data.tabular.column_kinds import (
-    ADDED,
-    KINDS,
-    column_from_dict,
-    column_to_dict,
-    fit_column,
+from senn.data.tabular.column_kinds import ADDED, column_from_dict, column_to_dict
+from senn.data.tabular.feature_columns import (
+    check_any_feature,
+    check_kinds,
+    column_surprises,
+    encode_columns,
+    fit_columns,
+    has_columns,
 )
 from senn.data.tabular.legacy_encodings import NAMES as LEGACY_ENCODINGS
-from senn.data.tabular.number_scale import most_bins
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
-from senn.data.tabular.table_columns import Column, Dropped, NumberColumn
+from senn.data.tabular.table_columns import Column, NumberColumn
 from senn.data.tabular.target import ADDED_TO_TARGET, Target, Task
 from senn.errors import SennError
 
@@ -97,39 +97,20 @@ class TableEncoder:
         """
         name_of_target = target if isinstance(target, str) else target.name
         check_names(frame, name_of_target)
-        kinds = kinds or {}
-        for name, kind in kinds.items():
-            if name not in frame.columns:
-                raise SennError(f"there is no column {name!r}; {has_columns(name, frame.columns)}")
-            if kind not in KINDS:
-                raise SennError(
-                    f"column {name!r} can't be of kind {kind!r}; the kinds are {', '.join(sorted(KINDS))}"
-                )
+        check_kinds(frame, kinds or {})
         # the target first: its errors are about the whole task
         fitted = target
         if isinstance(fitted, str):
             fitted = Target.fit(fitted, frame[fitted], task, decimal)
-        reasons_by_name = left_out or {}
-        columns = tuple(
-            Dropped(name=name, note=reasons_by_name[name])
-            if name in reasons_by_name
-            else fit_column(str(name), frame[name], kinds.get(name), decimal)
-            for name in frame.columns
-            if name != name_of_target
+        columns = fit_columns(
+            frame.drop(columns=name_of_target),
+            task=fitted.task,
+            kinds=kinds,
+            left_out=left_out,
+            decimal=decimal,
+            max_inputs=max_inputs,
         )
-        # dropped columns make no numbers, and a network needs one at least
-        if not any(column.features() for column in columns):
-            reasons = "; ".join(f"{column.name!r} {column.note}" for column in columns[:3])
-            raise SennError(
-                f"no column is left to predict {name_of_target!r} from"
-                + (f" ({reasons})" if reasons else "")
-            )
-        number_columns = [one for one in columns if isinstance(one, NumberColumn)]
-        bins = most_bins(len(frame), len(number_columns), fitted.task, max_inputs)
-        columns = tuple(
-            one.with_bins(frame[one.name], bins) if isinstance(one, NumberColumn) else one
-            for one in columns
-        )
+        check_any_feature(columns, repr(name_of_target))
         return cls(columns=columns, target=fitted, decimal=decimal, encoding=encoding)
 
     @property
@@ -161,10 +142,9 @@ class TableEncoder:
         Raises:
             SennError: a column is missing, or a cell can't be read.
         """
+        check_names(frame)
         # Rounded last: float32 has 7 digits, and numbers far from zero may differ in later ones.
-        return np.concatenate(
-            [column.encode(cells) for column, cells in self._used(frame)], axis=1
-        ).astype(np.float32)
+        return encode_columns(self.columns, frame).astype(np.float32)
 
     def read(
         self,
@@ -212,25 +192,8 @@ class TableEncoder:
         >>> TableEncoder.fit(frame, target="kind").surprises(pd.DataFrame({"town": ["Ulm", "Rome"]}))
         ["column 'town': 1 of 2 cells were never seen in training, the first being 'Rome'"]
         """
-        return [
-            f"column {column.name!r}: {sentence}"
-            for column, cells in self._used(frame)
-            for sentence in column.surprises(cells)
-        ]
-
-    def _used(self, frame: pd.DataFrame) -> list[tuple[Column, pd.Series[Any]]]:
-        """Find the cells of each column that is used; dropped ones may be missing."""
-        # twice the same name would make `frame[name]` a table
         check_names(frame)
-        # an encoder of version 0.1 may have kept blanks around a name, which files are read without now
-        names = {str(name).strip(): name for name in frame.columns}
-        names |= {str(name): name for name in frame.columns}
-        used = [column for column in self.columns if column.features()]
-        found = [names.get(column.name, names.get(column.name.strip())) for column in used]
-        absent = [column.name for column, name in zip(used, found, strict=True) if name is None]
-        if absent:
-            raise SennError(f"the table lacks the column{'s' * (len(absent) > 1)} {listed(absent)}")
-        return [(column, frame[name]) for column, name in zip(used, found, strict=True)]
+        return column_surprises(self.columns, frame)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert the encoder to a JSON record."""
@@ -314,26 +277,3 @@ def check_names(frame: pd.DataFrame, target: str | None = None) -> None:
         raise SennError(f"there is no column {target!r}; {has_columns(target, frame.columns)}")
     if len(frame) == 0:
         raise SennError("the table has no rows")
-
-
-def has_columns(name: str, columns: Any) -> str:
-    """Say which columns a table has instead of one that was named.
-
-    Args:
-        name: what was named.
-        columns: names of the columns.
-    """
-    return f"the table has {listed(columns)}{did_you_mean(name, columns)}"
-
-
-def listed(names: Any, most: int = 8) -> str:
-    """List names in quotes for a message.
-
-    Args:
-        names: to list.
-        most: how many are written out.
-    """
-    quoted = [repr(str(name)) for name in names]
-    return ", ".join(quoted[:most]) + (
-        f" and {len(quoted) - most:,} more" if len(quoted) > most else ""
-    )

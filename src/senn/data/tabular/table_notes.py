@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.number_scale import HEAVY, NumberScale
-from senn.data.tabular.table_encoder import TableEncoder, listed
+from senn.data.tabular.table_encoder import TableEncoder
 from senn.data.tabular.target import Target
 
 FEWEST = 20
