@@ -14,7 +14,6 @@ from senn.cli.row_keys import RowKeys, row_groups
 from senn.data import Table, Target, read_table, split
 from senn.data.split import folds, folds_in_time
 from senn.data.tabular.feature_columns import listed
-from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.target import labeled
 from senn.errors import SennError

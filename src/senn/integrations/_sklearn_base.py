@@ -1,22 +1,26 @@
-"""Standardization, training and resumption of the scikit-learn estimators."""
+"""Encoding, training and resumption of the scikit-learn estimators."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from numbers import Integral
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from senn import html
 from senn._extras import importing
 from senn._validate import check, instance_of, one_of
 from senn.data import split_groups
-from senn.data.tabular.number_scale import NumberScale, most_bins
-from senn.errors import SennError
-from senn.training import Task, TrainConfig, train
+from senn.data.tabular.feature_columns import column_surprises, encode_columns
+from senn.errors import SennError, warn
+from senn.integrations._sklearn_inputs import checked_table, fitted_columns
+from senn.training import Metric, Task, TrainConfig, train
+from senn.training.batches import drawn_validation
 from senn.training.builders import build_model, most_inputs
 from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
@@ -25,10 +29,14 @@ from senn.training.train_config import RANGES
 
 with importing("senn.integrations.sklearn", "sklearn"):
     from sklearn.base import BaseEstimator
+    from sklearn.exceptions import NotFittedError
+    from sklearn.inspection import permutation_importance
     from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
-    from sklearn.utils.validation import check_is_fitted, validate_data
+    from sklearn.utils.validation import check_is_fitted
 
 Array = np.ndarray[Any, Any]
+
+Watched = Literal["loss", "score"]
 
 # Parameters of the estimators, and the fields of a `TrainConfig` that they set.
 _SETTINGS = {
@@ -43,8 +51,12 @@ _SETTINGS = {
     "max_params": "max_params",
     "max_flops": "max_flops",
     "max_seconds": "max_seconds",
+    "time_limit": "max_seconds",
     "validation_fraction": "validation_fraction",
 }
+
+_MOST_KEPT = 1000
+"""Validation rows that a fitted estimator keeps, for the importance of its inputs and for intervals."""
 
 
 # scikit-learn reads an estimator's parameters off the signature of `__init__`. A dataclass generates that from its
@@ -67,8 +79,11 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
     max_params: int | None = None
     max_flops: int | None = None
     max_seconds: float | None = None
+    time_limit: float | None = None
     validation_fraction: float | None = None
     validation: str = "random"
+    eval_metric: Any = None
+    categorical_features: Any = None
     recipe: TrainConfig | None = None
     random_state: Any = None
     verbose: int = 0
@@ -89,30 +104,39 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         """Return the number of outputs of the network."""
         raise NotImplementedError
 
+    def _metric(self) -> Metric | Watched | None:
+        """Return what the parameter `eval_metric` says, for targets as they have been learned."""
+        raise NotImplementedError
+
     # -- fitting
 
-    def _fit(self, X: Array, y: Array, weight: Array, groups: Any = None) -> Self:
+    def _fit(
+        self, X: pd.DataFrame, y: Array, weight: Array, groups: Any = None, *, is_table: bool
+    ) -> Self:
         recipe = self._recipe()
         if groups is not None:
             groups = column_or_1d(groups)
             check_consistent_length(X, groups)
             groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
-        self.scales_ = fit_scales(X, weight, self._task, most_inputs(recipe))
+        self._fit_columns(X, weight, recipe, is_table=is_table)
         self._learn_targets(y, weight)
+        recipe = replace(recipe, monitor=self._metric() or recipe.monitor)
         # With a single class there is nothing to tell apart.
         if self._task == "classification" and self._outputs() == 1:
             recipe = replace(recipe, grow=False, epochs=1)
+        targets, held_out = self._encode(y), self._held_out(y, groups, recipe)
         run = train(
-            self.encode_inputs(X).float(),
-            self._encode(y),
+            self._encoded(X).float(),
+            targets,
             task=self._task,
             outputs=self._outputs(),
             recipe=recipe,
             callbacks=progress(self.verbose),
             sample_weight=torch.from_numpy(weight),
-            validation=self._held_out(y, groups, recipe),
+            validation=held_out,
         )
+        self._keep_validation(X, y, drawn_validation(targets, recipe, held_out).numpy())
         self._online: IncrementalTrainer | None = None
         self.model_ = run.model
         self.history_ = run.history
@@ -123,13 +147,28 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             raise KeyboardInterrupt
         return self
 
-    def _partial_fit(self, X: Array, y: Array, weight: Array) -> Self:
+    def _fit_columns(
+        self, X: pd.DataFrame, weight: Array, recipe: TrainConfig, *, is_table: bool
+    ) -> None:
+        # Equal weights are none, so that numbers are read as the command reads them.
+        is_uniform = bool((weight == weight[0]).all())
+        self._is_table = is_table
+        self.columns_ = fitted_columns(
+            X,
+            is_table=is_table,
+            task=self._task,
+            categorical=self.categorical_features,
+            weight=None if is_uniform else weight,
+            max_inputs=most_inputs(recipe),
+        )
+
+    def _partial_fit(self, X: pd.DataFrame, y: Array, weight: Array, *, is_table: bool) -> Self:
         X, y, weight = present_rows(X, y, weight)
         online: IncrementalTrainer | None = getattr(self, "_online", None)
         recipe = self._recipe() if online is None else online.recipe
-        if not hasattr(self, "scales_"):
-            self.scales_ = fit_scales(X, weight, self._task, most_inputs(recipe))
-        rows = self.encode_inputs(X).float()
+        if not hasattr(self, "columns_"):
+            self._fit_columns(X, weight, recipe, is_table=is_table)
+        rows = self._encoded(X).float()
         if online is None:
             model = getattr(self, "model_", None) or build_model(
                 rows.shape[1], self._outputs(), recipe
@@ -175,34 +214,88 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             self.recipe,
             instance_of(TrainConfig, called="a senn.training.TrainConfig").or_none(),
         )
+        if self.max_seconds is not None and self.time_limit is not None:
+            raise SennError("time_limit and max_seconds are one setting, so only one can be given")
         recipe = TrainConfig() if self.recipe is None else self.recipe
-        seed = int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
-        return replace(recipe, seed=seed, **chosen)
+        generator = check_random_state(self.random_state)
+        # A whole number is the seed itself, as of `senn fit --seed`.
+        is_seed = isinstance(self.random_state, Integral)
+        seed = self.random_state if is_seed else generator.randint(np.iinfo(np.int32).max)
+        return replace(recipe, seed=int(seed), **chosen)
 
     # -- inputs
 
     def encode_inputs(self, X: Any) -> torch.Tensor:
-        """Encode rows as `model_` takes them: each number robustly scaled, and how far it lies through each bin.
+        """Encode rows as `model_` takes them: numbers scaled and binned, categories and dates as numbers.
 
         Args:
-            X: (rows, features) numbers.
+            X: (rows, features), as for `predict`.
 
         Returns:
-            (rows, features and their bins) float64.
+            (rows, inputs) float64.
         """
-        check_is_fitted(self, "scales_")
-        columns = zip(np.asarray(X, dtype=np.float64).T, self.scales_, strict=True)
-        return torch.from_numpy(np.hstack([scale.encode(values) for values, scale in columns]))
+        check_is_fitted(self, "columns_")
+        return self._encoded(checked_table(self, X, reset=False)[0])
+
+    def _encoded(self, table: pd.DataFrame) -> torch.Tensor:
+        return torch.from_numpy(encode_columns(self.columns_, table))
 
     @torch.no_grad()
     def _output(self, X: Any) -> torch.Tensor:
         """Compute the raw outputs of the network, (rows, outputs)."""
         check_is_fitted(self, "model_")
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        table, is_table = checked_table(self, X, reset=False)
+        if is_table:
+            for sentence in column_surprises(self.columns_, table):
+                warn(sentence)
         # In float64: float32 products depend, in the last digit, on how many rows are predicted together.
         model = copy.deepcopy(self.model_).double().eval()
-        output: torch.Tensor = model(self.encode_inputs(X))
+        output: torch.Tensor = model(self._encoded(table))
         return output
+
+    # -- validation rows
+
+    def _keep_validation(self, X: pd.DataFrame, y: Array, rows: Array) -> None:
+        """Keep at most so many validation rows, evenly spaced, as they were given."""
+        if len(rows) > _MOST_KEPT:
+            rows = rows[np.linspace(0, len(rows) - 1, _MOST_KEPT).round().astype(int)]
+        kept = X.iloc[rows]
+        self._validation_rows = (kept if self._is_table else kept.to_numpy(), y[rows])
+        self._importances: Array | None = None
+
+    def _kept_validation(self, what: str) -> tuple[Any, Array]:
+        """Return the validation rows of `fit`.
+
+        Raises:
+            SennError: there were none; the sentence says that they are needed for `what`.
+        """
+        check_is_fitted(self, "model_")
+        none: tuple[Any, Array] = ((), np.empty(0))
+        X, y = getattr(self, "_validation_rows", none)
+        if not len(y):
+            raise SennError(
+                f"{what} needs rows that training didn't see, and fit held none out for validation"
+            )
+        return X, y
+
+    @property
+    def feature_importances_(self) -> Array:
+        """How much the score falls on validation rows when a column is shuffled, (features,); the mean of five.
+
+        Permutation importance (Breiman 2001, *Random forests*, section 10) by `sklearn.inspection`. Columns that say
+        the same share their importance, or hide it from each other.
+
+        Raises:
+            AttributeError: the estimator isn't fitted, or fit held no rows out for validation.
+        """
+        try:
+            X, y = self._kept_validation("the importance of features")
+        except (SennError, NotFittedError) as error:
+            raise AttributeError(str(error)) from error
+        if self._importances is None:
+            found = permutation_importance(self, X, y, n_repeats=5, random_state=0)
+            self._importances = found.importances_mean
+        return self._importances
 
     def _html_repr(self) -> str:
         """Render scikit-learn's picture for notebooks, with layers and sizes over time once fitted."""
@@ -211,12 +304,18 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             shown += html.grown(self.history_, self.architecture_)
         return shown
 
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        # text as well, in tables; an array of objects is still checked for things that are neither
+        tags.input_tags.allow_nan = True
+        return tags
+
     def __getstate__(self) -> dict[str, Any]:
         # Without the optimizer and the grower of `partial_fit`: a copy begins with fresh ones.
         return {**super().__getstate__(), "_online": None}
 
 
-def present_rows(X: Array, y: Array, weight: Array) -> tuple[Array, Array, Array]:
+def present_rows(X: pd.DataFrame, y: Array, weight: Array) -> tuple[pd.DataFrame, Array, Array]:
     """Select the rows whose weight is not zero.
 
     Args:
@@ -233,21 +332,6 @@ def present_rows(X: Array, y: Array, weight: Array) -> tuple[Array, Array, Array
     if rows.all():
         return X, y, weight
     return X[rows], y[rows], weight[rows]
-
-
-def fit_scales(
-    table: Array, weight: Array, task: Task, inputs: int | None
-) -> tuple[NumberScale, ...]:
-    """Fit the scale of each column.
-
-    Args:
-        table: (rows, columns).
-        weight: (rows,) positive.
-        task: what is to be predicted.
-        inputs: most inputs that columns and bins make, as of `most_bins`.
-    """
-    bins = most_bins(len(table), table.shape[1], task, inputs)
-    return tuple(NumberScale.fit(values, bins, weight) for values in table.T)
 
 
 def mean_and_scale(table: Array, weight: Array) -> tuple[Array, Array]:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import pandas as pd
 import torch
 
 from senn._extras import importing
+from senn._validate import check, fraction
 from senn.errors import SennError
-from senn.integrations._sklearn_base import Array, SENNEstimator, mean_and_scale, present_rows
-from senn.training import Task
+from senn.integrations._sklearn_base import SENNEstimator, Watched, mean_and_scale, present_rows
+from senn.integrations._sklearn_inputs import Array, checked_table, checked_targets
+from senn.training import Metric, Task
 
 with importing("senn.integrations.sklearn", "sklearn"):
     from sklearn.base import ClassifierMixin, RegressorMixin
     from sklearn.utils import compute_sample_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import _check_sample_weight, validate_data
+    from sklearn.utils.validation import _check_sample_weight
 
 __all__ = ["SENNClassifier", "SENNRegressor"]
 
@@ -26,8 +30,9 @@ __all__ = ["SENNClassifier", "SENNRegressor"]
 class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
     """Classifier whose network finds its own size while it is trained.
 
-    Inputs are standardized inside, so that wild numbers do no harm. A parameter left at None takes the value of the
-    recipe, whose defaults need no tuning.
+    Inputs are encoded inside, as `senn fit` encodes a table, so that wild numbers do no harm. They may be an array of
+    numbers or a data frame (pandas, polars) with numbers, text, truth values and dates; cells may be missing. A
+    parameter left at None takes the value of the recipe, whose defaults need no tuning.
 
     Args:
         hidden: widths of the hidden layers at the start, each at least 1; () for none.
@@ -41,8 +46,12 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         max_params: most parameters that growth may reach, at least 1.
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
         max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
+        time_limit: the same as `max_seconds`, by the name that it has elsewhere; only one can be given.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
         validation: which rows are held out: `random`, or `last`, the last ones of `fit`, for rows in the order of time.
+        eval_metric: what makes an epoch the best on the validation rows: `loss`, `score`, or a name of scikit-learn's
+            scorers (`roc_auc`, `neg_mean_absolute_error`, ...); None for the recipe's choice.
+        categorical_features: names, numbers or a mask of the columns that hold categories; None to let the cells tell.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
@@ -54,7 +63,8 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
-        scales_: how each input is read, `senn.data.tabular.number_scale.NumberScale`.
+        columns_: how each column is read, as in the encoding of `senn fit`.
+        feature_importances_: how much the score falls on validation rows when a column is shuffled, (features,).
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Note:
@@ -81,7 +91,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         """Train a fresh network on some rows.
 
         Args:
-            X: (rows, features) numbers.
+            X: (rows, features) numbers, or a table with columns of any kind.
             y: (rows,) labels.
             sample_weight: (rows,) non-negative; None for equal weights.
             groups: (rows,) values; rows of one value stay together when rows are held out. None for no groups.
@@ -92,16 +102,16 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         Raises:
             SennError: a parameter is out of range, or all rows have weight zero.
         """
-        X, y, weight = self._checked(X, y, sample_weight, reset=True)
-        return self._fit(X, y, weight, groups)
+        X, y, weight, is_table = self._checked(X, y, sample_weight, reset=True)
+        return self._fit(X, y, weight, groups, is_table=is_table)
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Self:
         """Go on training, and growing, the same network with one pass over more rows.
 
-        The first call fixes the classes and, from its rows, the standardization of the inputs.
+        The first call fixes the classes and, from its rows, the encoding of the inputs.
 
         Args:
-            X: (rows, features) numbers.
+            X: (rows, features) numbers, or a table with columns of any kind.
             y: (rows,) labels.
             classes: all labels that will ever occur; needed at the first call, unless `fit` came before.
             sample_weight: (rows,) non-negative; None for equal weights.
@@ -117,7 +127,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         first = not hasattr(self, "classes_")
         if first and classes is None:
             raise SennError("classes must be given at the first call of partial_fit")
-        X, y, weight = self._checked(X, y, sample_weight, reset=first)
+        X, y, weight, is_table = self._checked(X, y, sample_weight, reset=first)
         if first:
             self.classes_ = np.unique(classes)
         elif classes is not None and not np.array_equal(self.classes_, np.unique(classes)):
@@ -128,7 +138,7 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         unknown = np.setdiff1d(y, self.classes_)
         if len(unknown):
             raise SennError(f"y holds the label {unknown[0]}, which is not among classes")
-        return self._partial_fit(X, y, weight)
+        return self._partial_fit(X, y, weight, is_table=is_table)
 
     def predict_proba(self, X: Any) -> Array:
         """Predict probabilities (rows, classes), in the order of `classes_`."""
@@ -143,14 +153,15 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
 
     def _checked(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
-    ) -> tuple[Array, Array, Array]:
-        X, y = validate_data(self, X, y, dtype=np.float64, reset=reset)
+    ) -> tuple[pd.DataFrame, Array, Array, bool]:
+        X, is_table = checked_table(self, X, reset=reset)
+        y = checked_targets(self, X, y)
         check_classification_targets(y)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
         if self.class_weight is not None:
             # Multiplied, as in scikit-learn's own classifiers.
             weight = weight * compute_sample_weight(self.class_weight, y)
-        return X, y, weight
+        return X, y, weight, is_table
 
     def _learn_targets(self, y: Array, weight: Array) -> None:
         self.classes_ = np.unique(y)
@@ -162,13 +173,20 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
     def _outputs(self) -> int:
         return len(self.classes_)
 
+    def _metric(self) -> Metric | Watched | None:
+        if self.eval_metric in (None, "loss", "score"):
+            watched: Watched | None = self.eval_metric
+            return watched
+        return Metric(name=self.eval_metric, task=self._task, classes=len(self.classes_))
+
 
 @dataclass(kw_only=True, eq=False, repr=False, match_args=False)
 class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
     """Regressor whose network finds its own size while it is trained.
 
-    Inputs and targets are standardized inside; there may be several targets. A parameter left at None takes the value
-    of the recipe, whose defaults need no tuning.
+    Inputs are encoded inside, as `senn fit` encodes a table; they may be an array of numbers or a data frame (pandas,
+    polars) with numbers, text, truth values and dates; cells may be missing. Targets are standardized; there may be
+    several. A parameter left at None takes the value of the recipe, whose defaults need no tuning.
 
     Args:
         hidden: widths of the hidden layers at the start, each at least 1; () for none.
@@ -182,8 +200,12 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         max_params: most parameters that growth may reach, at least 1.
         max_flops: most operations of a prediction, per row, that growth may reach, at least 1.
         max_seconds: most seconds that training may take, above 0: with fewer than its steps need it plans fewer steps.
+        time_limit: the same as `max_seconds`, by the name that it has elsewhere; only one can be given.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
         validation: which rows are held out: `random`, or `last`, the last ones of `fit`, for rows in the order of time.
+        eval_metric: what makes an epoch the best on the validation rows: `loss`, `score`, or a name of scikit-learn's
+            scorers (`roc_auc`, `neg_mean_absolute_error`, ...); None for the recipe's choice.
+        categorical_features: names, numbers or a mask of the columns that hold categories; None to let the cells tell.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
@@ -194,7 +216,8 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
-        scales_: how each input is read, `senn.data.tabular.number_scale.NumberScale`.
+        columns_: how each column is read, as in the encoding of `senn fit`.
+        feature_importances_: how much the score falls on validation rows when a column is shuffled, (features,).
         target_mean_, target_scale_: means and standard deviations of the targets, (outputs,).
         target_low_, target_high_: smallest and largest targets, (outputs,); predictions stay between them.
         n_features_in_, feature_names_in_: as in scikit-learn.
@@ -220,7 +243,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         """Train a fresh network on some rows.
 
         Args:
-            X: (rows, features) numbers.
+            X: (rows, features) numbers, or a table with columns of any kind.
             y: (rows,) or (rows, targets) numbers.
             sample_weight: (rows,) non-negative; None for equal weights.
             groups: (rows,) values; rows of one value stay together when rows are held out. None for no groups.
@@ -231,16 +254,16 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         Raises:
             SennError: a parameter is out of range, or all rows have weight zero.
         """
-        X, y, weight = self._checked(X, y, sample_weight, reset=True)
-        return self._fit(X, y, weight, groups)
+        X, y, weight, is_table = self._checked(X, y, sample_weight, reset=True)
+        return self._fit(X, y, weight, groups, is_table=is_table)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Go on training, and growing, the same network with one pass over more rows.
 
-        The first call fixes, from its rows, the standardization of inputs and targets, unless `fit` came before.
+        The first call fixes, from its rows, the encoding of inputs and targets, unless `fit` came before.
 
         Args:
-            X: (rows, features) numbers.
+            X: (rows, features) numbers, or a table with columns of any kind.
             y: (rows,) or (rows, targets) numbers.
             sample_weight: (rows,) non-negative; None for equal weights.
 
@@ -252,7 +275,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             DivergenceError: the loss or a step is not finite.
         """
         first = not hasattr(self, "model_")
-        X, y, weight = self._checked(X, y, sample_weight, reset=first)
+        X, y, weight, is_table = self._checked(X, y, sample_weight, reset=first)
         if first:
             # By the rows that count, as the inputs' standardization.
             _, present_y, present_weight = present_rows(X, y, weight)
@@ -263,7 +286,7 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             )
         else:
             self._extend_bounds(present_rows(X, y, weight)[1])
-        return self._partial_fit(X, y, weight)
+        return self._partial_fit(X, y, weight, is_table=is_table)
 
     def predict(self, X: Any) -> Array:
         """Predict the targets, (rows,) or (rows, targets) as in training."""
@@ -273,6 +296,37 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         shaped: Array = output.reshape(len(output), *self._target_shape)
         return shaped
 
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> Array:
+        """Predict intervals that hold the target of a new row with a given probability.
+
+        Split conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani & Wasserman 2018, *Distribution-free predictive
+        inference for regression*, arXiv 1604.04173, algorithm 2) on the validation rows: an interval reaches as far to
+        both sides as errors there do. The promise is for all rows together, not for each kind of row, and for new rows
+        drawn as these were. Validation rows also chose the epoch, which makes intervals shorter by a trace.
+
+        Args:
+            X: (rows, features), as for `predict`.
+            coverage: probability, above 0 and below 1.
+
+        Returns:
+            (rows, 2) lower and upper ends; (rows, targets, 2) where targets have been given as a table.
+
+        Raises:
+            SennError: fit held out too few rows for this coverage.
+        """
+        check("coverage", coverage, fraction(open_low=True, open_high=True))
+        rows, y = self._kept_validation("predict_interval")
+        # The k-th smallest error of n, with k = ceil((n + 1) coverage): new and old errors are one sample.
+        count = math.ceil((len(y) + 1) * coverage)
+        if count > len(y):
+            raise SennError(
+                f"a coverage of {coverage:g} needs {math.ceil(coverage / (1 - coverage))} validation rows at least, "
+                f"and fit held out {len(y)}"
+            )
+        half = np.sort(np.abs(y - self.predict(rows)), axis=0)[count - 1]
+        center = self.predict(X)
+        return np.stack([center - half, center + half], axis=-1)
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
@@ -280,12 +334,11 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
 
     def _checked(
         self, X: Any, y: Any, sample_weight: Any, *, reset: bool
-    ) -> tuple[Array, Array, Array]:
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, reset=reset, multi_output=True, y_numeric=True
-        )
+    ) -> tuple[pd.DataFrame, Array, Array, bool]:
+        X, is_table = checked_table(self, X, reset=reset)
+        y = checked_targets(self, X, y, multi_output=True, y_numeric=True)
         weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        return X, y.astype(np.float64), weight
+        return X, y.astype(np.float64), weight, is_table
 
     def _learn_targets(self, y: Array, weight: Array) -> None:
         # A single target may be a vector or a column; predictions have the shape of the targets.
@@ -305,3 +358,12 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
 
     def _outputs(self) -> int:
         return len(self.target_mean_)
+
+    def _metric(self) -> Metric | Watched | None:
+        if self.eval_metric in (None, "loss", "score"):
+            watched: Watched | None = self.eval_metric
+            return watched
+        if len(self.target_mean_) > 1:
+            raise SennError("eval_metric is for a single target; several are judged by their loss")
+        mean, scale = float(self.target_mean_[0]), float(self.target_scale_[0])
+        return Metric(name=self.eval_metric, task=self._task, mean=mean, scale=scale)

@@ -137,6 +137,24 @@ def partition(
     return rows.take(kept), rows.take(held_out) if len(held_out) else None
 
 
+def drawn_validation(y: Tensor, recipe: TrainConfig, chosen: Tensor | None = None) -> Tensor:
+    """Say which rows `senn.training.train` holds out for validation.
+
+    Args:
+        y: (n,) classes, or (n, k) numbers, of rows of positive weight.
+        recipe: share of validation rows, and the seed of the draw.
+        chosen: (k,) rows that are held out in any case; None where they are drawn.
+
+    Returns:
+        (validation rows,) long, in increasing order.
+    """
+    if chosen is not None:
+        return chosen.sort().values
+    generator = torch.Generator().manual_seed(recipe.seed)
+    fewest = max(1, recipe.min_validation)
+    return validation_split(y, recipe.validation_fraction, generator, minimum=fewest)[1]
+
+
 def validation_split(
     y: Tensor, fraction: float, generator: torch.Generator, *, minimum: int = 0
 ) -> tuple[Tensor, Tensor]:
