@@ -14,7 +14,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.errors import UnsupportedError
-from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
+from senn.nn import (
+    MLP,
+    ClassifierEnsemble,
+    ConvNet,
+    DenseConvNet,
+    Ensemble,
+    Rational,
+    Residual,
+)
 
 Arguments = tuple[str, ...]
 Class = type[nn.Module]
@@ -203,6 +211,8 @@ CONTAINERS: dict[Class, _Maker] = {
     ConvNet: lambda parts, shapes: ConvNet(1, ((1,),), 1),
     DenseConvNet: lambda parts, shapes: DenseConvNet(1, ((1,),), 1),
     Residual: lambda parts, shapes: Residual(nn.Identity()),
+    Ensemble: lambda parts, shapes: Ensemble(()),
+    ClassifierEnsemble: lambda parts, shapes: ClassifierEnsemble(()),
 }
 """Classes that are made from what they hold: names of their children, shapes of their own tensors."""
 

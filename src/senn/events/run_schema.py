@@ -116,6 +116,13 @@ class RemarkRecord(_Record):
     text: str
 
 
+class MembersRecord(_Record):
+    """Record of further networks that are about to be trained."""
+
+    epoch: NotRequired[int]
+    members: int
+
+
 class FrontierPointRecord(TypedDict):
     """A network at one size of a frontier."""
 
@@ -144,6 +151,7 @@ class EndRecord(TypedDict):
     parameters: NotRequired[int]
     architecture: NotRequired[list[int]]
     output_scale: NotRequired[float]
+    members: NotRequired[int]
     frontier: NotRequired[FrontierRecord | None]
 
 
@@ -154,6 +162,7 @@ RECORDS: Mapping[str, Any] = {
     "growth_round": RoundRecord,
     "rollback": RemarkRecord,
     "fault": RemarkRecord,
+    "members": MembersRecord,
     "end": EndRecord,
 }
 """Fields of a history's records, by their event."""
@@ -260,6 +269,7 @@ class Results(TypedDict):
     versions: NotRequired[dict[str, str]]
     files: NotRequired[dict[str, FileDigest]]
     output_scale: NotRequired[float]
+    members: NotRequired[int]
     frontier: NotRequired[FrontierRecord | None]
 
 

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from senn.nn import MLP, ConvNet, DenseConvNet, Rational, Residual
+from senn.nn import (
+    MLP,
+    ClassifierEnsemble,
+    ConvNet,
+    DenseConvNet,
+    Ensemble,
+    Rational,
+    Residual,
+)
 
 # These repeat the forwards of `senn.nn`; tests/export/test_export_source.py compares their outputs bit for bit.
 _RATIONAL = '''\
@@ -38,12 +46,19 @@ _FORWARDS: Mapping[type[nn.Module], tuple[str, ...]] = {
         "return self.head(x.mean((2, 3)))",
     ),
     Residual: ("return x + self.branch(x)",),
+    Ensemble: ("return torch.stack([member(x) for member in self.members]).mean(0)",),
+    ClassifierEnsemble: (
+        "logits = torch.stack([member(x) for member in self.members])",
+        "return logits.log_softmax(-1).logsumexp(0)",
+    ),
 }
 _SUMMARIES: Mapping[type[nn.Module], str] = {
     MLP: "A multilayer perceptron, (..., features) to (..., outputs).",
     ConvNet: "Convolutions, the mean over the image, and a linear map: (N, C, H, W) to (N, outputs).",
     DenseConvNet: "Blocks in which each layer reads all earlier ones, (N, C, H, W) to (N, outputs).",
     Residual: "x + branch(x).",
+    Ensemble: "Networks whose outputs are averaged.",
+    ClassifierEnsemble: "Networks whose probabilities are averaged.",
 }
 
 KNOWN = (*_FORWARDS, Rational)

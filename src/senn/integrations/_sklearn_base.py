@@ -20,7 +20,7 @@ from senn.data.tabular.feature_columns import column_surprises, encode_columns
 from senn.errors import SennError, warn
 from senn.integrations._sklearn_inputs import checked_table, fitted_columns
 from senn.training import Metric, Task, TrainConfig, train
-from senn.training.batches import drawn_validation
+from senn.training.batches import validation_rows
 from senn.training.builders import build_model, most_inputs
 from senn.training.incremental import IncrementalTrainer
 from senn.training.progress import progress
@@ -29,7 +29,6 @@ from senn.training.train_config import RANGES
 
 with importing("senn.integrations.sklearn", "sklearn"):
     from sklearn.base import BaseEstimator
-    from sklearn.exceptions import NotFittedError
     from sklearn.inspection import permutation_importance
     from sklearn.utils import check_consistent_length, check_random_state, column_or_1d
     from sklearn.utils.validation import check_is_fitted
@@ -53,6 +52,7 @@ _SETTINGS = {
     "max_seconds": "max_seconds",
     "time_limit": "max_seconds",
     "validation_fraction": "validation_fraction",
+    "members": "members",
 }
 
 _MOST_KEPT = 1000
@@ -84,6 +84,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
     validation: str = "random"
     eval_metric: Any = None
     categorical_features: Any = None
+    members: int | None = None
     recipe: TrainConfig | None = None
     random_state: Any = None
     verbose: int = 0
@@ -136,7 +137,8 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             sample_weight=torch.from_numpy(weight),
             validation=held_out,
         )
-        self._keep_validation(X, y, drawn_validation(targets, recipe, held_out).numpy())
+        self._keep_validation(X, y, validation_rows(targets, recipe, held_out).numpy())
+        self._unseen = run.unseen
         self._online: IncrementalTrainer | None = None
         self.model_ = run.model
         self.history_ = run.history
@@ -263,21 +265,6 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         self._validation_rows = (kept if self._is_table else kept.to_numpy(), y[rows])
         self._importances: Array | None = None
 
-    def _kept_validation(self, what: str) -> tuple[Any, Array]:
-        """Return the validation rows of `fit`.
-
-        Raises:
-            SennError: there were none; the sentence says that they are needed for `what`.
-        """
-        check_is_fitted(self, "model_")
-        none: tuple[Any, Array] = ((), np.empty(0))
-        X, y = getattr(self, "_validation_rows", none)
-        if not len(y):
-            raise SennError(
-                f"{what} needs rows that training didn't see, and fit held none out for validation"
-            )
-        return X, y
-
     @property
     def feature_importances_(self) -> Array:
         """How much the score falls on validation rows when a column is shuffled, (features,); the mean of five.
@@ -288,12 +275,17 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         Raises:
             AttributeError: the estimator isn't fitted, or fit held no rows out for validation.
         """
-        try:
-            X, y = self._kept_validation("the importance of features")
-        except (SennError, NotFittedError) as error:
-            raise AttributeError(str(error)) from error
+        none: tuple[Any, Array] = ((), np.empty(0))
+        X, y = getattr(self, "_validation_rows", none)
+        if not len(y):
+            raise AttributeError(
+                "the importance of features needs rows that training didn't see, and fit held none out for validation"
+            )
         if self._importances is None:
-            found = permutation_importance(self, X, y, n_repeats=5, random_state=0)
+            # Of an ensemble, the network that hasn't been trained on these rows.
+            first = copy.copy(self)
+            first.model_ = getattr(self.model_, "members", [self.model_])[0]
+            found = permutation_importance(first, X, y, n_repeats=5, random_state=0)
             self._importances = found.importances_mean
         return self._importances
 

@@ -21,7 +21,7 @@ with importing("senn.integrations.sklearn", "sklearn"):
     from sklearn.base import ClassifierMixin, RegressorMixin
     from sklearn.utils import compute_sample_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import _check_sample_weight
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
 __all__ = ["SENNClassifier", "SENNRegressor"]
 
@@ -52,6 +52,8 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
         eval_metric: what makes an epoch the best on the validation rows: `loss`, `score`, or a name of scikit-learn's
             scorers (`roc_auc`, `neg_mean_absolute_error`, ...); None for the recipe's choice.
         categorical_features: names, numbers or a mask of the columns that hold categories; None to let the cells tell.
+        members: number of networks of the size that is found whose predictions are averaged; None for 8, or fewer with
+            many rows or a limit, as of `TrainConfig`.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
@@ -59,7 +61,8 @@ class SENNClassifier(ClassifierMixin, SENNEstimator):  # type: ignore[misc]
 
     Attributes:
         classes_: class labels, sorted.
-        model_: the network, a plain `torch.nn.Module` from what `encode_inputs` makes of inputs to logits.
+        model_: the network, or the ensemble of them, a plain `torch.nn.Module` from what `encode_inputs` makes of
+            inputs to logits.
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
@@ -206,13 +209,15 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         eval_metric: what makes an epoch the best on the validation rows: `loss`, `score`, or a name of scikit-learn's
             scorers (`roc_auc`, `neg_mean_absolute_error`, ...); None for the recipe's choice.
         categorical_features: names, numbers or a mask of the columns that hold categories; None to let the cells tell.
+        members: number of networks of the size that is found whose predictions are averaged; None for 8, or fewer with
+            many rows or a limit, as of `TrainConfig`.
         recipe: a `senn.training.TrainConfig` with all other choices; None for the defaults.
         random_state: seed, `RandomState`, or None for a different result each time.
         verbose: 1 to show how training goes on, by lines, or in a notebook by a bar and the network; 0 for nothing.
 
     Attributes:
-        model_: the network, a plain `torch.nn.Module` from what `encode_inputs` makes of inputs to standardized
-            targets.
+        model_: the network, or the ensemble of them, a plain `torch.nn.Module` from what `encode_inputs` makes of
+            inputs to standardized targets.
         architecture_: widths of its hidden layers.
         history_: records of epochs and changes of size, JSON-able.
         n_iter_: epochs trained.
@@ -290,19 +295,26 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
 
     def predict(self, X: Any) -> Array:
         """Predict the targets, (rows,) or (rows, targets) as in training."""
-        output = self._output(X).numpy() * self.target_scale_ + self.target_mean_
-        # beyond what it was trained on a network knows nothing
-        output = output.clip(self.target_low_, self.target_high_)
-        shaped: Array = output.reshape(len(output), *self._target_shape)
+        return self._decoded(self._output(X))
+
+    def _decoded(self, standard: torch.Tensor, *, clip: bool = True) -> Array:
+        """Convert standardized numbers (rows, outputs) to targets in their own unit and shape."""
+        values = standard.double().numpy() * self.target_scale_ + self.target_mean_
+        if clip:
+            # beyond what it was trained on a network knows nothing
+            values = values.clip(self.target_low_, self.target_high_)
+        shaped: Array = values.reshape(len(values), *self._target_shape)
         return shaped
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> Array:
         """Predict intervals that hold the target of a new row with a given probability.
 
         Split conformal prediction (Lei, G'Sell, Rinaldo, Tibshirani & Wasserman 2018, *Distribution-free predictive
-        inference for regression*, arXiv 1604.04173, algorithm 2) on the validation rows: an interval reaches as far to
-        both sides as errors there do. The promise is for all rows together, not for each kind of row, and for new rows
-        drawn as these were. Validation rows also chose the epoch, which makes intervals shorter by a trace.
+        inference for regression*, arXiv 1604.04173, algorithm 2) on rows that training held out: an interval reaches as
+        far to both sides as errors there do. Of several members, each row has the error of the one that didn't see it
+        (Barber, Candes, Ramdas & Tibshirani 2021, *Predictive inference with the jackknife+*, arXiv 1905.02928), which
+        is larger than that of their mean. The promise is for all rows together, not for each kind of row, and for new
+        rows drawn as these were. Validation rows also chose the epoch, which makes intervals shorter by a trace.
 
         Args:
             X: (rows, features), as for `predict`.
@@ -315,15 +327,22 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
             SennError: fit held out too few rows for this coverage.
         """
         check("coverage", coverage, fraction(open_low=True, open_high=True))
-        rows, y = self._kept_validation("predict_interval")
+        check_is_fitted(self, "model_")
+        unseen: tuple[torch.Tensor, torch.Tensor] | None = getattr(self, "_unseen", None)
+        if unseen is None:
+            raise SennError(
+                "predict_interval needs rows that training didn't see, and fit held none out for validation"
+            )
+        outputs, targets = unseen
+        errors = np.abs(self._decoded(outputs) - self._decoded(targets, clip=False))
         # The k-th smallest error of n, with k = ceil((n + 1) coverage): new and old errors are one sample.
-        count = math.ceil((len(y) + 1) * coverage)
-        if count > len(y):
+        count = math.ceil((len(errors) + 1) * coverage)
+        if count > len(errors):
             raise SennError(
                 f"a coverage of {coverage:g} needs {math.ceil(coverage / (1 - coverage))} validation rows at least, "
-                f"and fit held out {len(y)}"
+                f"and fit held out {len(errors)}"
             )
-        half = np.sort(np.abs(y - self.predict(rows)), axis=0)[count - 1]
+        half = np.sort(errors, axis=0)[count - 1]
         center = self.predict(X)
         return np.stack([center - half, center + half], axis=-1)
 

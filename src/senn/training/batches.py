@@ -137,7 +137,7 @@ def partition(
     return rows.take(kept), rows.take(held_out) if len(held_out) else None
 
 
-def drawn_validation(y: Tensor, recipe: TrainConfig, chosen: Tensor | None = None) -> Tensor:
+def validation_rows(y: Tensor, recipe: TrainConfig, chosen: Tensor | None = None) -> Tensor:
     """Say which rows `senn.training.train` holds out for validation.
 
     Args:

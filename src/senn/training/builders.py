@@ -16,7 +16,7 @@ from senn.candidates.candidate_config import CandidateConfig
 from senn.errors import SennError, UnsupportedError
 from senn.flops import forward_flops, known_flops
 from senn.grower import Grower
-from senn.nn import MLP
+from senn.nn import MLP, Ensemble
 from senn.optim import NaturalGradient
 from senn.policies import Budget, Policy
 from senn.training.policy_defaults import policy_defaults
@@ -32,6 +32,22 @@ _BETAS = (0.9, 0.99)
 # These need a closure, sparse gradients or matrices only.
 _UNSUITED = {"lbfgs", "sparseadam", "muon"}
 NATURAL_GRADIENT = "natural-gradient"
+ELEMENTWISE = frozenset(
+    [
+        "adadelta",
+        "adagrad",
+        "adam",
+        "adamax",
+        "adamw",
+        "asgd",
+        "nadam",
+        "radam",
+        "rmsprop",
+        "rprop",
+        "sgd",
+    ]
+)
+"""Optimizers that treat each number by itself, so that several networks may lie in one tensor."""
 
 
 def check_budget(model: nn.Module, recipe: TrainConfig, row: Tensor) -> None:
@@ -245,7 +261,7 @@ def build_grower(
         max_flops=recipe.max_flops,
         max_width=recipe.max_width,
         round_to=recipe.round_to,
-        moves=recipe.moves_of(is_table=isinstance(model, MLP)),
+        moves=recipe.moves_of(is_table=isinstance(model, MLP | Ensemble)),
         candidate_config=_candidate_config(model, recipe),
         birth=recipe.birth,
         seed=recipe.seed,

@@ -90,12 +90,20 @@ class Callback:
                 `eta_after` (in eta's unit, twice the loss's), `architecture`, and the other fields of `GrowthEvent`.
         """
 
+    def on_members(self, record: Mapping[str, Any]) -> None:
+        """Called when further networks of the size that was found are about to be trained.
+
+        Args:
+            record: `event` ("members"), `epoch`, `step`, `members` (how many will be averaged).
+        """
+
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Called when training has ended, by itself or by an interruption.
 
         Args:
             record: `event` ("end"), `best_epoch`, `kept` (why that one), `epochs` (trained), `architecture`,
                 `parameters`, `seconds`, `validation` (metric to value), `interrupted` (bool), `reason` (why it ended),
+                `members` (networks that are averaged),
                 `threads` (list of `step`, `number`, `by`, `reason`: how many threads computed, and why),
                 `frontier` (`Frontier.to_dict()`, or None).
         """

@@ -11,7 +11,7 @@ from torch import Tensor
 from senn._records import reading_state
 from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError
-from senn.nn import MLP
+from senn.nn import MLP, Ensemble
 from senn.schedule import GrowthSchedule
 from senn.training.batches import Rows
 from senn.training.round_records import Record, RoundRecorder
@@ -32,7 +32,7 @@ class IncrementalTrainer:
         SennError: the optimizer or the policy is unknown.
     """
 
-    def __init__(self, model: MLP, recipe: TrainConfig, task: Task) -> None:
+    def __init__(self, model: MLP | Ensemble, recipe: TrainConfig, task: Task) -> None:
         self.model = model
         self.recipe = recipe
         self.learner = TrainStep(model, recipe, task, samples=0)

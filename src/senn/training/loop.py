@@ -11,6 +11,7 @@ from torch import nn
 from senn.training.batches import Inputs, Rows
 from senn.training.builders import check_budget
 from senn.training.callbacks import Callback
+from senn.training.members import MemberPlan
 from senn.training.run_state import Checkpointer
 from senn.training.threads import RunThreads
 from senn.training.train_config import Task, TrainConfig
@@ -29,6 +30,7 @@ def fit_model(
     callbacks: Sequence[Callback] = (),
     inputs: Inputs | None = None,
     checkpointer: Checkpointer | None = None,
+    members: MemberPlan | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train and grow an existing model on rows that are split already.
@@ -45,6 +47,7 @@ def fit_model(
         callbacks: listeners to the records.
         inputs: how the model reads the inputs of rows; None to take them as they are.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        members: how many networks of the size that is found are trained and averaged; None for one.
         clock: says what time it is, in seconds since any moment; `recipe.max_seconds` goes by it.
 
     Returns:
@@ -68,6 +71,7 @@ def fit_model(
             inputs=inputs,
             checkpointer=checkpointer,
             threads=threads,
+            members=members or MemberPlan(),
             clock=clock,
         )
         return training.run()

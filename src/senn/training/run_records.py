@@ -99,6 +99,16 @@ def epoch_record(
     }
 
 
+def members_record(count: int, state: RunState) -> Record:
+    """Build the record of further networks that are about to be trained.
+
+    Args:
+        count: number of networks, the one that is kept included.
+        state: position of the run.
+    """
+    return {"event": "members", "epoch": state.epoch, "step": state.step, "members": count}
+
+
 def end_record(result: TrainResult, reason: str) -> Record:
     """Build the record of how a run ended.
 
@@ -129,6 +139,7 @@ def outcome(result: TrainResult) -> Record:
         "kept": result.kept,
         "validation": dict(result.validation),
         "output_scale": result.output_scale,
+        "members": result.members,
         "interrupted": result.interrupted,
         "threads": [dict(change) for change in result.threads],
         "frontier": None if result.frontier is None else result.frontier.to_dict(),

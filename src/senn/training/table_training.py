@@ -13,6 +13,7 @@ from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
+from senn.training.members import plan_members
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
@@ -86,6 +87,7 @@ def train(
             generator=generator,
             callbacks=callbacks,
             checkpointer=checkpointer,
+            members=plan_members(recipe, len(x), cross_fits=validation is None),
         )
 
 

@@ -72,6 +72,7 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(one_of("width", "depth", "prune")).or_none(),
     "max_seconds": positive().or_none(),
     "threads": whole(low=1).or_none(),
+    "members": whole(low=1).or_none(),
     "frontier": flag(),
     "calibrate": flag(),
     "seed": a_seed(),
@@ -144,6 +145,10 @@ class TrainConfig:
         calibrate: False to leave the outputs of a classifier as they were trained. Otherwise, at the end of the run,
             those of a `senn.nn.MLP` or `senn.nn.ConvNet` are scaled down where that lowers the loss on the validation
             rows, which makes probabilities honest and changes no prediction.
+        members: number of networks of the size that is found whose predictions are averaged. All but the first are
+            trained at that size from the start, each with validation rows of its own. None for 8 in tables of at most
+            20,000 rows and 4 in those of at most 100,000, but 1 where a limit of size or time, the paper's policy,
+            an average of weights or `grow=False` is given.
         frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
             (`senn.frontier`), on the validation rows. `senn fit` does for tables; for images it costs about what ten
             rounds of removals do.
@@ -201,6 +206,7 @@ class TrainConfig:
     moves: tuple[str, ...] | None = None
     max_seconds: float | None = None
     threads: int | None = None
+    members: int | None = None
     calibrate: bool = True
     frontier: bool = False
     seed: int = 0

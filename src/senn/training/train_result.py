@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from senn.errors import DivergenceError
 from senn.events import Frontier
@@ -37,6 +37,9 @@ class TrainResult:
             and the `reason`, as in `senn.training.threads.RunThreads`.
         frontier: the network pruned to smaller sizes without training, by `TrainConfig.frontier`; None if that wasn't
             measured.
+        members: number of networks whose predictions `model` averages; 1 for a network by itself.
+        unseen: outputs (n, outputs), and targets (n, ...), of rows of the table that the network, or the member of it
+            whose outputs these are, was not trained on; None without such rows.
     """
 
     model: nn.Module
@@ -51,6 +54,8 @@ class TrainResult:
     interrupted: bool = False
     threads: list[Record] = field(default_factory=list, repr=False)
     frontier: Frontier | None = field(default=None, repr=False)
+    members: int = 1
+    unseen: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
 
 def architecture(model: nn.Module) -> tuple[int, ...]:

@@ -13,14 +13,13 @@ import torch
 from torch import nn
 
 from senn.errors import DivergenceError, SennError
-from senn.events import Frontier
 from senn.flops import forward_flops
-from senn.nn import MLP, ConvNet
 from senn.schedule import GrowthSchedule
 from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
-from senn.training.kept_frontier import kept_frontier
+from senn.training.final_model import result_of
+from senn.training.members import MemberPlan
 from senn.training.metric import as_metric
 from senn.training.policy_defaults import policy_defaults
 from senn.training.resumable_run import ResumableRun
@@ -31,7 +30,11 @@ from senn.training.round_records import (
     first_line,
     rollback_record,
 )
-from senn.training.run_records import end_record, epoch_record, start_record
+from senn.training.run_records import (
+    end_record,
+    epoch_record,
+    start_record,
+)
 from senn.training.run_state import BestModel, Checkpointer, RunState
 from senn.training.threads import RunThreads, pass_of, step_flops
 from senn.training.time_plan import TimePlan
@@ -39,11 +42,9 @@ from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import (
     NUMERICAL,
     TrainResult,
-    architecture,
-    count_parameters,
 )
 from senn.training.train_step import TrainStep
-from senn.training.validation import Validation, monitored, output_scale, validate
+from senn.training.validation import Validation, monitored, validate
 
 
 class Training(ResumableRun):
@@ -67,6 +68,7 @@ class Training(ResumableRun):
         inputs: Inputs,
         checkpointer: Checkpointer | None,
         threads: RunThreads,
+        members: MemberPlan,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
@@ -74,7 +76,7 @@ class Training(ResumableRun):
         self.checkpointer, self.device = checkpointer, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
-        self.inputs = inputs
+        self.inputs, self.members = inputs, members
         self.threads, config = threads, recipe.plan(len(rows))
         threads.choose(self.step_flops, model, step=0)
         communicator = None if checkpointer is None else checkpointer.communicator
@@ -322,68 +324,10 @@ class Training(ResumableRun):
         """Count those of the forward pass of a step, all rows together."""
         return step_flops(self.model, self.inputs(self.rows.x[:1]), len(self.rows), self.recipe)
 
-    def frontier(self, model: nn.Module) -> Frontier | None:
-        """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
-        if self.recipe.frontier and not self.time.has_time_for_frontier():
-            self.tell_fault(
-                "sizes below the one that is kept weren't measured: there is no time for it"
-            )
-            return None
-        return kept_frontier(
-            model,
-            self.rows,
-            self.held_out,
-            task=self.task,
-            recipe=self.recipe,
-            inputs=self.inputs,
-            loss=self.learner.loss,
-            tell_fault=self.tell_fault,
-        )
-
-    def calibrated(self, model: nn.Module) -> tuple[nn.Module, float]:
-        """Scale a classifier's outputs as suits the validation rows.
-
-        Args:
-            model: the network that is kept, which stays as it is.
-
-        Returns:
-            A network with scaled outputs, and the factor; the same network and 1 where that isn't wanted.
-        """
-        wanted = self.recipe.calibrate and self.task == "classification"
-        if not wanted or self.held_out is None or not isinstance(model, MLP | ConvNet):
-            return model, 1.0
-        factor = output_scale(model, self.held_out, self.inputs)
-        if factor == 1:
-            return model, 1.0
-        scaled = copy.deepcopy(model)
-        scaled.scale_outputs(factor)
-        return scaled, factor
-
     def finish(self, interrupted: bool) -> TrainResult:
         """Record how the run ended, and return its result with the best network."""
-        seconds, (kept, why) = self.state.seconds, self.state.kept(self.monitor)
-        # Eval mode: what comes out is for predicting.
-        model, figures, factor = kept.model.eval(), kept.figures, 1.0
-        if not interrupted:
-            model, factor = self.calibrated(model)
-            if factor < 1 and (validation := self.validate(model)) is not None:
-                figures = validation.figures
-        sizes = None if interrupted else self.frontier(model)
+        run, reason = result_of(self, interrupted=interrupted)
         if self.checkpointer is not None:
             self.checkpointer.end()
-        run = TrainResult(
-            model=model,
-            history=self.state.history,
-            architecture=architecture(model),
-            parameters=count_parameters(model),
-            seconds=seconds,
-            best_epoch=kept.epoch,
-            kept=why,
-            validation=figures,
-            output_scale=factor,
-            interrupted=interrupted,
-            threads=self.threads.changes,
-            frontier=sizes,
-        )
-        self.tell(end_record(run, self.state.reason))
+        self.tell(end_record(run, reason))
         return run

@@ -1,0 +1,212 @@
+"""What becomes of the network that a run keeps: scaled outputs, smaller sizes, other networks of its size beside it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from senn.events import Frontier
+from senn.nn import MLP, ClassifierEnsemble, ConvNet, Ensemble
+from senn.training.batches import Inputs, Rows
+from senn.training.kept_frontier import kept_frontier
+from senn.training.members import MemberPlan, train_members
+from senn.training.run_records import members_record
+from senn.training.train_config import Task, TrainConfig
+from senn.training.train_result import TrainResult, architecture, count_parameters
+from senn.training.validation import output_scale
+
+if TYPE_CHECKING:
+    from senn.training.training_run import Training
+
+
+def result_of(training: Training, *, interrupted: bool) -> tuple[TrainResult, str]:
+    """Make what a run ends with of the network that it keeps.
+
+    Args:
+        training: the run, after its last step.
+        interrupted: True if it was ended before its time: then the network stays as it is.
+
+    Returns:
+        The result, and why the run ended.
+    """
+    kept, why = training.state.kept(training.monitor)
+    # Eval mode: what comes out is for predicting.
+    model, figures, factor = kept.model.eval(), kept.figures, 1.0
+    sizes, unseen, reason = None, None, training.state.reason
+    if not interrupted:
+        model, factor = calibrated(
+            model, training.held_out, training.inputs, training.recipe, training.task
+        )
+        if factor < 1 and (validation := training.validate(model)) is not None:
+            figures = validation.figures
+        sizes = _frontier(training, model)
+        model, unseen, interrupted = _with_members(training, model)
+        reason = "interrupted" if interrupted else reason
+    run = TrainResult(
+        model=model,
+        history=training.state.history,
+        architecture=architecture(model),
+        parameters=count_parameters(model),
+        seconds=training.state.seconds,
+        best_epoch=kept.epoch,
+        kept=why,
+        validation=figures,
+        output_scale=factor,
+        interrupted=interrupted,
+        threads=training.threads.changes,
+        frontier=sizes,
+        members=len(model.members) if isinstance(model, Ensemble) else 1,
+        unseen=unseen,
+    )
+    return run, reason
+
+
+def _with_members(
+    training: Training, model: nn.Module
+) -> tuple[nn.Module, tuple[Tensor, Tensor] | None, bool]:
+    """Train the other networks of an ensemble.
+
+    Args:
+        training: the run.
+        model: the network that is kept.
+
+    Returns:
+        The ensemble, or the network alone; outputs for unseen rows, with their targets, or None; and whether an
+        interrupt has ended it, so that the network stays alone.
+    """
+    alone, limit = unseen_outputs(model, training.held_out), training.recipe.max_seconds
+    if training.members.count < 2 or not isinstance(model, MLP):
+        return model, alone, False
+    seconds = training.state.seconds
+    if limit is not None and 2 * seconds > limit:
+        # In one tensor, they take about as long together as the run has.
+        training.tell_fault("no further networks were trained: there is no time for them")
+        return model, alone, False
+    training.tell(members_record(training.members.count, training.state))
+    try:
+        ensemble, unseen = ensemble_of(
+            model,
+            training.rows,
+            training.held_out,
+            training.members,
+            task=training.task,
+            recipe=training.recipe,
+            epochs=max(1, training.state.epoch),
+            batches=training.state.config.batches,
+            pause=training.pause,
+        )
+    except KeyboardInterrupt:
+        return model, alone, True
+    return ensemble, unseen, False
+
+
+def _frontier(training: Training, model: nn.Module) -> Frontier | None:
+    """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
+    if training.recipe.frontier and not training.time.has_time_for_frontier():
+        training.tell_fault(
+            "sizes below the one that is kept weren't measured: there is no time for it"
+        )
+        return None
+    return kept_frontier(
+        model,
+        training.rows,
+        training.held_out,
+        task=training.task,
+        recipe=training.recipe,
+        inputs=training.inputs,
+        loss=training.learner.loss,
+        tell_fault=training.tell_fault,
+    )
+
+
+def calibrated(
+    model: nn.Module, held_out: Rows | None, inputs: Inputs, recipe: TrainConfig, task: Task
+) -> tuple[nn.Module, float]:
+    """Scale a classifier's outputs as suits the validation rows.
+
+    Args:
+        model: the network that is kept, in eval mode, which stays as it is.
+        held_out: validation rows; None for none.
+        inputs: how the network reads the inputs of rows.
+        recipe: says whether that is wanted.
+        task: `classification` or `regression`.
+
+    Returns:
+        A network with scaled outputs, and the factor; the same network and 1 where that isn't wanted.
+    """
+    wanted = recipe.calibrate and task == "classification"
+    if not wanted or held_out is None or not isinstance(model, MLP | ConvNet):
+        return model, 1.0
+    factor = output_scale(model, held_out, inputs)
+    if factor == 1:
+        return model, 1.0
+    scaled = copy.deepcopy(model)
+    scaled.scale_outputs(factor)
+    return scaled, factor
+
+
+@torch.no_grad()
+def unseen_outputs(model: nn.Module, held_out: Rows | None) -> tuple[Tensor, Tensor] | None:
+    """Compute a table network's outputs for its validation rows.
+
+    Args:
+        model: the network.
+        held_out: validation rows; None for none.
+
+    Returns:
+        Outputs (n, outputs) and targets (n, ...); None without rows, and for images.
+    """
+    if held_out is None or not isinstance(model, MLP):
+        return None
+    return model(held_out.x), held_out.y
+
+
+def ensemble_of(
+    model: MLP,
+    rows: Rows,
+    held_out: Rows | None,
+    plan: MemberPlan,
+    *,
+    task: Task,
+    recipe: TrainConfig,
+    epochs: int,
+    batches: int,
+    pause: Callable[[], None],
+) -> tuple[Ensemble, tuple[Tensor, Tensor] | None]:
+    """Train further networks of a size that was found, and average all of them.
+
+    Args:
+        model: the network that has the size; a member.
+        rows: rows that it was trained on.
+        held_out: rows that it was validated on; None for none.
+        plan: number of members.
+        task: `classification` or `regression`.
+        recipe: optimizer, schedule and seed.
+        epochs: passes over the data.
+        batches: optimizer steps of an epoch.
+        pause: called between steps; it may raise an interruption.
+
+    Returns:
+        The ensemble; and outputs (n, outputs) of a member for each row that it wasn't trained on, with the targets of
+        these rows: None where no row is held out.
+    """
+    found = train_members(
+        model,
+        rows,
+        held_out,
+        plan,
+        task=task,
+        recipe=recipe,
+        epochs=epochs,
+        batches=batches,
+        pause=pause,
+    )
+    kind = ClassifierEnsemble if task == "classification" else Ensemble
+    unseen = unseen_outputs(model, held_out)
+    if unseen is not None and plan.cross_fits:
+        unseen = torch.cat([unseen[0], found.outputs]), torch.cat([unseen[1], found.targets])
+    return kind([model, *found.models]).eval(), unseen

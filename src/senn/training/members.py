@@ -1,0 +1,305 @@
+"""Networks of the size that a run has found, trained beside its network, so that their predictions can be averaged.
+
+Each member is trained from scratch, all of them in one tensor. Where the run has drawn its validation rows, every other
+member holds out other rows: together they are trained on all rows (cross-fitting), and each row has a prediction by a
+member that has never seen it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional as F
+
+from senn.errors import SennError
+from senn.nn import MLP
+from senn.policies import PaperPolicy
+from senn.training.batches import Inputs, Rows
+from senn.training.builders import ELEMENTWISE, build_optimizer, loss_function
+from senn.training.metric import as_metric
+from senn.training.train_config import Task, TrainConfig
+from senn.training.validation import monitored, output_scale, rank
+
+MOST_MEMBERS = 8
+"""Members of an ensemble whose number isn't given: four have two thirds of the gain (`benchmarks/tables.py`)."""
+
+MANY_ROWS = 20_000
+"""Rows up to which that many are trained; up to five times as many rows have half of them, larger tables none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberPlan:
+    """How many networks are averaged, and which rows they hold out.
+
+    Attributes:
+        count: number of networks, the run's own included.
+        cross_fits: True to let each hold out other rows for its validation; False for those of the run.
+    """
+
+    count: int = 1
+    cross_fits: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedMembers:
+    """Networks trained beside the one of a run.
+
+    Attributes:
+        models: the networks, in eval mode.
+        outputs: (n, outputs) for rows that the network whose outputs they are has not been trained on.
+        targets: (n, ...) those of these rows.
+    """
+
+    models: list[nn.Module]
+    outputs: Tensor
+    targets: Tensor
+
+
+def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberPlan:
+    """Choose how many networks of a table are averaged.
+
+    Args:
+        recipe: their number, if it says one. A net whose size is limited or chosen by hand stays one by itself.
+        rows: training and validation rows.
+        cross_fits: True where training draws the validation rows.
+
+    Raises:
+        SennError: more than one is asked for with an optimizer or an average that several networks can't share.
+    """
+    optimizer = recipe.optimizer.lower().replace("_", "-")
+    obstacle = None
+    if optimizer not in ELEMENTWISE:
+        obstacle = f"the optimizer {recipe.optimizer!r}"
+    elif recipe.average is not None:
+        obstacle = f"average={recipe.average!r}"
+    if recipe.members is not None:
+        if recipe.members > 1 and obstacle:
+            raise SennError(f"members={recipe.members} can't be combined with {obstacle}")
+        return MemberPlan(count=recipe.members, cross_fits=cross_fits)
+    limits = (recipe.max_params, recipe.max_flops, recipe.max_width, recipe.max_seconds)
+    is_limited = not recipe.grow or any(one is not None for one in limits)
+    is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
+    if obstacle or is_limited or is_paper or rows > 5 * MANY_ROWS:
+        return MemberPlan()
+    count = MOST_MEMBERS if rows <= MANY_ROWS else MOST_MEMBERS // 2
+    return MemberPlan(count=count, cross_fits=cross_fits)
+
+
+def train_members(
+    model: MLP,
+    rows: Rows,
+    held_out: Rows | None,
+    plan: MemberPlan,
+    *,
+    task: Task,
+    recipe: TrainConfig,
+    epochs: int,
+    batches: int,
+    pause: Callable[[], None],
+) -> TrainedMembers:
+    """Train further networks of one size, each from weights, and on an order of rows, of its own.
+
+    They take as many epochs, of as many steps, as the run of the first one did, at the same learning rates. Of each the
+    best epoch on its own validation rows is kept, as of the first one.
+
+    Args:
+        model: the network of the run, which stays as it is.
+        rows: rows that it was trained on.
+        held_out: rows that it was validated on; None for none.
+        plan: number of networks, `model` included, and whether they hold out other rows than it does.
+        task: `classification` or `regression`.
+        recipe: optimizer, schedule of the learning rate, figure that makes an epoch the best, and seed.
+        epochs: passes over the data.
+        batches: optimizer steps of an epoch.
+        pause: called between steps; it may raise an interruption.
+    """
+    together = _Members(model, rows, held_out, plan, task=task, recipe=recipe)
+    steps, step = epochs * batches, 0
+    for epoch in range(epochs):
+        for part in torch.tensor_split(together.orders(epoch), batches, dim=1):
+            together.step(part, recipe.lr_factor(step / steps))
+            step += 1
+            pause()
+        together.end_epoch()
+    return together.result()
+
+
+class _Members:
+    """Several networks in one tensor for each of their parameters."""
+
+    def __init__(
+        self,
+        model: MLP,
+        rows: Rows,
+        held_out: Rows | None,
+        plan: MemberPlan,
+        *,
+        task: Task,
+        recipe: TrainConfig,
+    ) -> None:
+        self.task, self.recipe, self.count = task, recipe, plan.count - 1
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed + 1)  # other weights than those that the run began with
+            self.models = [fresh_copy(model) for _ in range(self.count)]
+        self.skeleton = copy.deepcopy(self.models[0]).to("meta").train()
+        parameters, self.buffers = stack_module_state(self.models)
+        self.parameters: dict[str, Tensor] = {
+            name: nn.Parameter(one) for name, one in parameters.items()
+        }
+        holder = nn.ParameterList(self.parameters.values())
+        self.optimizer = build_optimizer(holder, recipe, loss_function(task))
+        self.peak = self.optimizer.param_groups[0]["lr"]
+        self.rows = rows if held_out is None or not plan.cross_fits else _joined(rows, held_out)
+        self.kept_rows, self.folds = self._split(len(rows), held_out, plan)
+        self.best: list[tuple[float, float] | None] = [None] * self.count
+        self.kept = {name: one.detach().clone() for name, one in self.parameters.items()}
+        self.monitor = monitored(recipe, self.folds[0])
+        self.end_epoch()
+
+    def _split(
+        self, rows: int, held_out: Rows | None, plan: MemberPlan
+    ) -> tuple[Tensor, list[Rows | None]]:
+        """Choose the rows of each member to train on, equally many, and its validation rows."""
+        if held_out is None or not plan.cross_fits:
+            return torch.arange(rows).expand(self.count, -1), [held_out] * self.count
+        # Classes in proportion: dealt out in the order of their classes.
+        order = torch.randperm(rows, generator=self.generator)
+        if self.task == "classification":
+            order = order[torch.argsort(self.rows.y[:rows].cpu()[order], stable=True)]
+        dealt = [order[number :: self.count] for number in range(self.count)]
+        used = torch.ones(self.count, len(self.rows), dtype=torch.bool)
+        for number, fold in enumerate(dealt):
+            used[number, fold] = False
+        fewest = int(used.sum(1).min())
+        kept = torch.stack([one.nonzero()[:, 0][-fewest:] for one in used])
+        return kept, [self.rows.take(fold) for fold in dealt]
+
+    def orders(self, epoch: int) -> Tensor:
+        """Draw the order of each member's rows in an epoch, (members, rows)."""
+        generator = torch.Generator().manual_seed((self.recipe.seed + 1_000_003 * epoch) % 2**63)
+        shape = self.kept_rows.shape
+        shuffled = torch.rand(shape, generator=generator).argsort(1)
+        return self.kept_rows.gather(1, shuffled)
+
+    def outputs(self, x: Tensor, *, training: bool) -> Tensor:
+        """Compute (members, rows, outputs) for inputs (members, rows, features)."""
+        self.skeleton.train(training)
+
+        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x: Tensor) -> Tensor:
+            output: Tensor = functional_call(self.skeleton, (parameters, buffers), (x,))
+            return output
+
+        found: Tensor = vmap(one, randomness="different")(self.parameters, self.buffers, x)
+        return found
+
+    def step(self, order: Tensor, lr_factor: float) -> None:
+        """Take one optimizer step of each member on rows (members, rows of a batch)."""
+        self.optimizer.param_groups[0]["lr"] = self.peak * lr_factor
+        order = order.to(self.rows.x.device)
+        losses = _row_losses(self.outputs(self.rows.x[order], training=True), self.rows.y[order])
+        if self.rows.weight is not None:
+            losses = losses * self.rows.weight[order]
+        self.optimizer.zero_grad()
+        # The sum over members: each has the gradient of its own mean.
+        losses.mean(1).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    @torch.no_grad()
+    def end_epoch(self) -> None:
+        """Keep the weights of each member that is better on its validation rows than before."""
+        for number, outputs in enumerate(self._validation_outputs()):
+            fold = self.folds[number]
+            found = None if fold is None else rank(self._figures(outputs, fold), self.monitor)
+            former = self.best[number]
+            if found is None or former is None or found < former:
+                self.best[number] = found
+                for name, kept in self.kept.items():
+                    kept[number] = self.parameters[name][number]
+
+    def _validation_outputs(self) -> list[Tensor]:
+        """Compute each member's outputs for its validation rows; empty ones without such rows."""
+        folds = [fold for fold in self.folds if fold is not None]
+        if not folds:
+            return [torch.empty(0)] * self.count
+        # Folds differ by a row at most: the last one is repeated.
+        longest = max(len(fold) for fold in folds)
+        x = torch.stack([fold.x[torch.arange(longest).clamp(max=len(fold) - 1)] for fold in folds])
+        found = self.outputs(x, training=False)
+        return [one[: len(fold)] for one, fold in zip(found, folds, strict=True)]
+
+    def _figures(self, outputs: Tensor, fold: Rows) -> dict[str, float]:
+        losses = _row_losses(outputs[None], fold.y[None])[0]
+        weight = torch.ones_like(losses) if fold.weight is None else fold.weight
+        figures = {"loss": float((losses * weight).sum() / weight.sum())}
+        if self.task == "classification":
+            hit = (outputs.argmax(1) == fold.y).to(weight)
+            figures["accuracy"] = float((hit * weight).sum() / weight.sum())
+        metric = as_metric(self.recipe.monitor)
+        if metric is not None:
+            figures[metric.name] = metric(outputs, fold.y, fold.weight)
+        return figures
+
+    @torch.no_grad()
+    def result(self) -> TrainedMembers:
+        """Give each member the weights that were kept, and scale the outputs of classifiers."""
+        outputs, targets = [], []
+        for number, (model, fold) in enumerate(zip(self.models, self.folds, strict=True)):
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.kept[name][number])
+            model.eval()
+            if fold is None:
+                continue
+            if self.task == "classification" and self.recipe.calibrate:
+                model.scale_outputs(output_scale(model, fold, Inputs()))
+            outputs.append(model(fold.x))
+            targets.append(fold.y)
+        nothing = self.rows.y[:0]
+        return TrainedMembers(
+            models=[*self.models],
+            outputs=torch.cat(outputs) if outputs else nothing,
+            targets=torch.cat(targets) if targets else nothing,
+        )
+
+
+def fresh_copy(model: MLP) -> MLP:
+    """Return a network of the same layers, with weights as those of a new one.
+
+    Args:
+        model: the network, which stays as it is.
+    """
+    fresh = copy.deepcopy(model)
+    for module in fresh.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    # As of `senn.training.builders.build_model`: it begins by predicting the mean.
+    last = [one for one in fresh.body.modules() if isinstance(one, nn.Linear)][-1]
+    makers = [last] if fresh.shortcut is None else [last, fresh.shortcut]
+    for parameter in (one for maker in makers for one in maker.parameters()):
+        nn.init.zeros_(parameter)
+    return fresh
+
+
+def _joined(first: Rows, second: Rows) -> Rows:
+    """Put rows together."""
+    weights: Sequence[Tensor | None] = (first.weight, second.weight)
+    known = [weight for weight in weights if weight is not None]
+    return Rows(
+        x=torch.cat([first.x, second.x]),
+        y=torch.cat([first.y, second.y]),
+        weight=torch.cat(known) if len(known) == 2 else None,
+    )
+
+
+def _row_losses(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Compute the loss of each row, (members, rows), of outputs (members, rows, outputs)."""
+    if targets.is_floating_point():
+        return (outputs - targets).square().mean(2)
+    flat = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return flat.view(targets.shape)
