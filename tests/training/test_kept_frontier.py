@@ -13,7 +13,7 @@ from senn.training.image_training import image_config, train_images
 from senn.training.loop import fit_model
 
 MOVES = ("width", "prune")
-RECIPE = TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, frontier=True)
+RECIPE = TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, frontier=True, members=1)
 
 
 def data(rows=300):
@@ -44,7 +44,7 @@ def test_the_last_record_has_it_as_json():
 
 def test_to_measure_it_changes_nothing_else():
     measured = run()
-    plain = run(TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES))
+    plain = run(TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, members=1))
     assert plain.frontier is None
     assert plain.history[-1]["frontier"] is None
     ours, theirs = measured.model.state_dict(), plain.model.state_dict()

@@ -318,7 +318,17 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     """
     refuse_options(
         options,
-        ("target", "column", "group", "time", "cv", "encoding", "decimal", "ascent_steps"),
+        (
+            "target",
+            "column",
+            "group",
+            "time",
+            "cv",
+            "encoding",
+            "decimal",
+            "ascent_steps",
+            "members",
+        ),
         "tables, and {data} holds images",
     )
     if options.task == "regression":

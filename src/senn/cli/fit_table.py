@@ -382,6 +382,8 @@ def _checked(
 ) -> TrainConfig:
     """Check a recipe as far as is possible by now, and give it the widths that a resumed run began with."""
     start = start_widths(features, encoder.target.outputs, recipe)
+    if begun_with is not None and begun_with.is_original:
+        recipe = replace(recipe, members=1)  # version 0.1 trained one network
     if begun_with is not None and begun_with.widths not in (None, start):
         recipe = replace(recipe, hidden=begun_with.widths)
     # The draws for this network must not shift those of training.

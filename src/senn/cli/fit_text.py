@@ -50,8 +50,10 @@ def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_j
             say(line)
     for note in results.get("test_notes") or ():
         say(f"note: {note}")
+    members = results["members"]
+    mean = f"mean of {members} networks of this size; " if members > 1 else ""
     say(
-        f"hidden layers: {widths(results['architecture'])}; {results['parameters']:,} parameters; "
+        f"hidden layers: {widths(results['architecture'])}; {mean}{results['parameters']:,} parameters; "
         f"{results['seconds']:.1f} seconds"
     )
     if results["frontier"] is not None:

@@ -30,6 +30,13 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         help="upper limit of the floating-point operations of a prediction, per row",
     )
     add(
+        "--members",
+        type=positive_integer,
+        metavar="N",
+        help="tables: number of networks of the size that is found whose predictions are averaged (default: 8, fewer "
+        "with more than 20,000 rows, 1 with a limit of size or time)",
+    )
+    add(
         "--policy",
         choices=("price", "paper"),
         help="grow if the expected decrease of the loss exceeds the price of the parameters (price, "

@@ -273,7 +273,7 @@ def refuse_fraction(options: FitOptions) -> None:
 def recipe_fields(options: FitOptions) -> dict[str, Any]:
     """Return the fields of a recipe that the options set."""
     record = options.to_dict()
-    limits = ("epochs", "max_params", "max_flops", "max_seconds")
+    limits = ("epochs", "max_params", "max_flops", "max_seconds", "members")
     names = ("seed", "threads", "optimizer", *limits, "ascent_steps")
     return {name: record[name] for name in names if record[name] is not None}
 

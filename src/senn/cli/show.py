@@ -76,7 +76,9 @@ def _widths(record: dict[str, Any]) -> str:
 def _lines(results: dict[str, Any]) -> list[str]:
     """Return lines on the results of a run."""
     data = results["data"]
-    size = f"hidden layers {_widths(results)}, {results['parameters']:,} parameters"
+    members = results.get("members", 1)
+    mean = f"mean of {members} networks, " if members > 1 else ""
+    size = f"hidden layers {_widths(results)}, {mean}{results['parameters']:,} parameters"
     choices = f"seed {results['seed']}, {results['optimizer']}, {results['policy']}"
     lines = [
         f"{data['name']}: {results['task']} of {_what(data)}",

@@ -172,6 +172,10 @@ class Watch(Callback):
         """Send the record to all browsers."""
         self._add(record)
 
+    def on_members(self, record: Mapping[str, Any]) -> None:
+        """Send the record to all browsers."""
+        self._add(record)
+
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Send the record to all browsers."""
         self._add(record)

@@ -32,6 +32,7 @@ class FitOptions:
         data_dir: folder of the known image sets.
         max_params: upper limit of the number of parameters.
         max_flops: upper limit of the operations of a forward pass, per row.
+        members: number of networks whose predictions are averaged.
         epochs: upper limit of the number of passes over the training rows.
         max_seconds: upper limit of the training's time.
         seed: seed of all random numbers.
@@ -62,6 +63,7 @@ class FitOptions:
     data_dir: str | None = None
     max_params: int | None = None
     max_flops: int | None = None
+    members: int | None = None
     epochs: int | None = None
     max_seconds: float | None = None
     seed: int = 0
@@ -159,6 +161,7 @@ _WHOLE = (
     "image_size",
     "max_params",
     "max_flops",
+    "members",
     "epochs",
     "seed",
     "threads",

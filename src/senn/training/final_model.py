@@ -86,8 +86,8 @@ def _with_members(
         # In one tensor, they take about as long together as the run has.
         training.tell_fault("no further networks were trained: there is no time for them")
         return model, alone, False
-    training.tell(members_record(training.members.count, training.state))
     try:
+        training.tell(members_record(training.members.count, training.state))
         ensemble, unseen = ensemble_of(
             model,
             training.rows,

@@ -96,6 +96,10 @@ class LoggerCallback(Callback):
         )
         self._log_text(record, record["text"])
 
+    def on_members(self, record: Record) -> None:
+        """Keep the record, as all others."""
+        self.history.append(record)
+
     def on_end(self, record: Record) -> None:
         """Log a figure of how the network grew."""
         self._log_realized()

@@ -150,6 +150,13 @@ class LinesCallback(Callback):
         """Show what was left out, and why."""
         self._print(_change_line(record), "red")
 
+    def on_members(self, record: Mapping[str, Any]) -> None:
+        """Say that further networks are trained, which takes a while."""
+        self.tell_taken_back()
+        self._print(
+            f"{record['members'] - 1} further networks of this size are trained, to be averaged with it"
+        )
+
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Show the reason why training ended."""
         self.tell_taken_back()
@@ -201,6 +208,11 @@ class LiveCallback(LinesCallback):
         self._progress.update(
             self._task, completed=record["epoch"], description=short_state_line(record)
         )
+
+    def on_members(self, record: Mapping[str, Any]) -> None:
+        """Remove the bar, whose epochs are done, and say what follows."""
+        self.stop()
+        super().on_members(record)
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Remove the bar, and show why training ended."""

@@ -36,7 +36,7 @@ MOST_NAMES = 200
 _RESULTS = (
     "task", "seed", "optimizer", "policy", "architecture", "parameters", "seconds", "best_epoch", "interrupted", "test",
     "validation", "growth_events", "versions", "intervals", "baselines", "confusion", "positive", "test_notes",
-    "cross_validation",
+    "cross_validation", "members",
 )  # fmt: skip
 _DATA = ("name", "kind", "shape", "rows", "train_rows", "test_rows", "features", "target")
 _LISTS = ("classes", "notes")

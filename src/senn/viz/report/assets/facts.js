@@ -54,7 +54,7 @@ function finalTable(story) {
   const rows = [
     ...Object.entries(results.test || {}).map(([name, value]) => [`test ${metric(name)}`, num(value, 5)]),
     ...Object.entries(results.validation || end.validation || {}).map(([name, value]) => [`validation ${metric(name)}`, num(value, 5)]),
-    ["hidden layers", widths(hidden(story))], ["parameters", count(parameters(story))], ["operations of a forward pass, per sample", count(flops(story))],
+    ["hidden layers", widths(hidden(story))], ["networks whose predictions are averaged", results.members > 1 ? count(results.members) : null], ["parameters", count(parameters(story))], ["operations of a forward pass, per sample", count(flops(story))],
     ["epoch kept", known(end.best_epoch) ? `${count(end.best_epoch)} of ${count(end.epochs)}` : null], ["ended because", end.reason], ["kept", end.kept], ["interrupted", results.interrupted ? "yes" : null],
     ["seed", known(results.seed) ? String(results.seed) : null], ["optimizer", results.optimizer], ["policy", results.policy],
     ["versions", results.versions ? Object.entries(results.versions).map(([name, version]) => `${name} ${version}`).join(", ") : null],
