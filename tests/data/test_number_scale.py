@@ -62,6 +62,7 @@ def test_any_numbers_are_read_in_their_order_and_within_bounds(values, others, b
     assert (np.diff(x, axis=0) >= -1e-12).all()  # rounding of the root
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=40), st.integers(0, 8), st.data())
 def test_a_whole_weight_counts_as_so_many_rows(values, bins, data):
     counts = data.draw(st.lists(st.integers(1, 5), min_size=len(values), max_size=len(values)))

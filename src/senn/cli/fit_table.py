@@ -325,6 +325,7 @@ class _Source:
         if begun_with is not None and begun_with.is_original:
             encoder = encoder.original(parts.train)
         x, y = _encoded(encoder, parts.train)
+        y = torch.from_numpy(encoder.target.training_part(y.numpy()))
         with _about(options.test):
             x_test, y_test = _encoded(encoder, parts.test)
         scorer = Scorer.of(encoder.target, y.numpy(), options.metric)

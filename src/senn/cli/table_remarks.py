@@ -52,7 +52,7 @@ def remarks(
     # The targets of built-in tables are known for what they are.
     is_inferred = options.task is None and table.target is None
     notes = [*parts.notes, *target_notes(target, is_inferred=is_inferred)]
-    notes += tail_note(target, train[1].numpy())
+    notes += tail_note(target, parts.train[target.name])
     notes += _without_rows(encoder, train[1], parts.validation)
     rising = rising_columns(table.frame, encoder)
     if options.test is None and options.time is None and table.target is None:

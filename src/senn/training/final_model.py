@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from senn.events import Frontier
-from senn.nn import MLP, ClassifierEnsemble, ConvNet, Ensemble
+from senn.nn import MLP, ConvNet, Ensemble
 from senn.training.batches import Inputs, Rows
 from senn.training.kept_frontier import kept_frontier
 from senn.training.members import MemberPlan, train_members
@@ -205,8 +205,7 @@ def ensemble_of(
         batches=batches,
         pause=pause,
     )
-    kind = ClassifierEnsemble if task == "classification" else Ensemble
     unseen = unseen_outputs(model, held_out)
     if unseen is not None and plan.cross_fits:
         unseen = torch.cat([unseen[0], found.outputs]), torch.cat([unseen[1], found.targets])
-    return kind([model, *found.models]).eval(), unseen
+    return Ensemble([model, *found.models]).eval(), unseen

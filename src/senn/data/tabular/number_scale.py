@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from senn.data.tabular.cells import Floats
-from senn.data.tabular.target import Task
+from senn.data.tabular.target import HEAVY, Task
 
 FARTHEST = 1e6
 """Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""
@@ -28,9 +28,8 @@ BOUND = 3.0
 SPREADS = ((0.25, 1.349), (0.05, 3.290), (0.01, 4.653))
 """Quantiles beside whose mirror image a spread is read off, and how many normal standard deviations lie between."""
 
-HEAVY, HEAVY_FACTOR = 8.0, 4
-"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
-normal ones, 64 for exp(2.5 z)); and how many times as many bins they get."""
+HEAVY_FACTOR = 4
+"""How many times as many bins heavy-tailed numbers get."""
 
 BINS = 8
 """Most bins of a column: with 5 or 12 nets end no better on the rows of `benchmarks/table_sizes.py --tuning`."""

@@ -215,7 +215,7 @@ class TableEncoder:
             one.original(frame[one.name]) if isinstance(one, NumberColumn) else one
             for one in self.columns
         )
-        return replace(self, columns=columns, target=replace(self.target, low=None, high=None))
+        return replace(self, columns=columns, target=self.target.original(frame[self.target.name]))
 
     def original_record(self) -> dict[str, Any]:
         """Return what version 0.1 would have recorded, so that the checksums of its runs still hold.

@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from senn.data.tabular.cells import numbers
 from senn.data.tabular.feature_columns import listed
-from senn.data.tabular.number_scale import HEAVY, NumberScale
+from senn.data.tabular.number_scale import NumberScale
 from senn.data.tabular.table_encoder import TableEncoder
-from senn.data.tabular.target import Target
+from senn.data.tabular.target import HEAVY, Target
 
 FEWEST = 20
 """Rows below which an even column, or one that decides the target, may be chance."""
@@ -255,27 +256,36 @@ def target_notes(target: Target, *, is_inferred: bool) -> list[str]:
     return notes
 
 
-def tail_note(target: Target, y: NDArray[Any]) -> list[str]:
-    """Point out numbers to predict of which a few decide the squared error that training minimizes.
+def tail_note(target: Target, cells: pd.Series[Any]) -> list[str]:
+    """Point out numbers to predict that are taken for mistakes, or of which a few decide the error that is minimized.
 
     Args:
         target: the column to predict.
-        y: (rows, 1) its encoded training numbers.
+        cells: its training cells.
     """
     if target.task == "classification":
         return []
-    values = y[:, 0].astype(np.float64) * target.scale + target.mean
+    values = numbers(target.name, cells, target.style)
     low, first, median, third, high = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99])
+    if target.low is not None and target.high is not None:
+        wild = values[(values < target.low) | (values > target.high)]
+        if len(wild):
+            count = f"{len(wild):,} number{'s' * (len(wild) > 1)}"
+            return [
+                f"target {target.name!r} has {count} far outside all others, such as {wild[0]:g}: training takes what "
+                f"is below {target.low:g} or above {target.high:g} for that"
+            ]
     if 0 < HEAVY * (third - first) < high - low:
         words = "; its logarithm may be predicted better" * bool(values.min() > 0)
         return [
             f"target {target.name!r} is heavy-tailed, so its largest numbers decide the error that is minimized{words}"
         ]
     distance = np.abs(values - median)
-    count = int((distance > _FAR * NumberScale.fit(values).scale).sum())
-    if not count:
+    count_far = int((distance > _FAR * NumberScale.fit(values).scale).sum())
+    if not count_far:
         return []
     return [
-        f"target {target.name!r} has {count:,} number{'s' * (count > 1)} further than {_FAR} usual deviations from its "
-        f"median, such as {values[distance.argmax()]:g}, which decide the error that is minimized: are they right?"
+        f"target {target.name!r} has {count_far:,} number{'s' * (count_far > 1)} further than {_FAR} usual deviations "
+        f"from its median, such as {values[distance.argmax()]:g}, which decide the error that is minimized: are they "
+        "right?"
     ]

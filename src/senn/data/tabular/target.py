@@ -25,6 +25,13 @@ FEW_VALUES = 20
 FEWEST_LABELS, SMALLEST_SHARE = 100, 0.1
 """With fewer labels, in a smaller share of the rows, a table is refused rather than cut down to the others."""
 
+HEAVY = 8.0
+"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
+normal ones, 64 for exp(2.5 z))."""
+
+FENCE = 5.0
+"""How many times as far from the median as the outer hundredth a number to predict may lie."""
+
 ADDED_TO_TARGET = {"style": asdict(PLAIN), "note": "", "low": None, "high": None}
 """Fields that records of version 0.1 lack, as they were then."""
 
@@ -42,7 +49,8 @@ class Target:
         style: how the training table writes the numbers, for regression.
         note: end of a sentence about the column; "" if there is nothing to say.
         low: smallest number of the training rows, for regression; None for classes, and in runs of version 0.1.
-        high: largest number; predictions stay between the two, since beyond them a network knows nothing.
+        high: largest number; predictions stay between the two, since beyond them a network knows nothing. Both are
+            those of `fences` where wild numbers lie outside.
     """
 
     name: str
@@ -154,6 +162,13 @@ class Target:
 
     @classmethod
     def _number(cls, name: str, values: Floats) -> Target:
+        low, high = fences(values)
+        mean, scale = cls._moments(name, np.clip(values, low, high))
+        return cls(name=name, task="regression", mean=mean, scale=scale, low=low, high=high)
+
+    @staticmethod
+    def _moments(name: str, values: Floats) -> tuple[float, float]:
+        """Compute mean and standard deviation."""
         # scaled by the largest value, so that squares near the end of the float range don't overflow
         largest = float(np.abs(values).max()) or 1.0
         mean, scale = (
@@ -162,8 +177,14 @@ class Target:
         )
         if values.min() == values.max() or not scale:
             raise SennError(f"target {name!r} is always {values[0]:g}; there is nothing to predict")
-        low, high = float(values.min()), float(values.max())
-        return cls(name=name, task="regression", mean=mean, scale=scale, low=low, high=high)
+        return mean, scale
+
+    def original(self, cells: pd.Series[Any]) -> Target:
+        """Return the target as version 0.1 fitted it, by the mean and deviation of all cells, the training rows'."""
+        if self.task == "classification":
+            return self
+        mean, scale = self._moments(self.name, numbers(self.name, cells, self.style))
+        return replace(self, mean=mean, scale=scale, low=None, high=None)
 
     def scaled_to(self, cells: pd.Series[Any]) -> Target:
         """Return the target with the scale and bounds of these cells, the training rows'; classes stay as they are.
@@ -210,6 +231,15 @@ class Target:
             return [float(value) for value in values]
         return [self.labels[int(at)] for at in outputs.argmax(axis=1)]
 
+    def training_part(self, encoded: NDArray[Any]) -> NDArray[Any]:
+        """Return encoded targets as training takes them: wild numbers count as the bounds of what is predicted.
+
+        Args:
+            encoded: of `encode`.
+        """
+        bounds = self.standard_bounds
+        return encoded if bounds is None else np.clip(encoded, *bounds).astype(encoded.dtype)
+
     def to_dict(self) -> dict[str, Any]:
         """Convert the target to a JSON record."""
         return {
@@ -234,6 +264,35 @@ class Target:
         what = "the stored description of the target"
         values = {**ADDED_TO_TARGET, **record} if isinstance(record, dict) else record
         return from_dict(cls, values, what, complete=True)
+
+
+def fences(values: Floats) -> tuple[float, float]:
+    """Find between which numbers targets are taken as they are; what lies outside is taken for a mistake.
+
+    The outer hundredths are looked at apart, since a few wild numbers can't move them: a number counts as wild if it is
+    `FENCE` times as far from the median. Of normal numbers none is (12 standard deviations), nor of log-normal ones of
+    unit deviation; of numbers most of which are one, and of heavy-tailed ones, none is either: far ones belong to them.
+
+    Args:
+        values: (n,) numbers, at least one.
+
+    Returns:
+        The smallest and largest number, or the fence on a side on which numbers lie outside.
+
+    >>> fences(np.array([*range(1000), 5e9]))
+    (0.0, 2950.0)
+    """
+    levels = np.quantile(values / 2, [0.01, 0.25, 0.5, 0.75, 0.99])
+    low, first, middle, third, high = (float(one) for one in levels)
+    least, most = float(values.min()), float(values.max())
+    if high - low > HEAVY * (third - first) > 0:
+        return least, most
+    with np.errstate(over="ignore"):
+        if low < middle:
+            least = max(least, float(2 * (middle - FENCE * (middle - low))))
+        if middle < high:
+            most = min(most, float(2 * (middle + FENCE * (high - middle))))
+    return least, most
 
 
 def labeled(
