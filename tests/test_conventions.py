@@ -85,7 +85,7 @@ def test_public_functions_describe_their_arguments():
 
 
 LOCAL = (ROOT / "benchmarks", ROOT / "docs", ROOT / "tests" / "helpers", ROOT)
-OPTIONAL = {"playwright", "gromo"}
+OPTIONAL = {"playwright", "gromo", "lightgbm", "xgboost", "catboost", "pytabkit"}
 SCRIPTS = sorted(
     p for name in ("benchmarks", "docs", "examples") for p in (ROOT / name).glob("*.py")
 )

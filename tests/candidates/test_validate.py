@@ -103,6 +103,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "max_seconds": (0, -1.0),
         "threads": (0, 1.5),
         "calibrate": (1, None),
+        "members": (0, 1.5),
         "frontier": (1, None),
         "seed": (None, 2**64),
     },

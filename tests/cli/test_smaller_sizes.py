@@ -14,14 +14,14 @@ def test_results_have_it_and_a_line_says_how_small_the_network_could_be(tmp_path
     assert main(argv) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     found = Frontier.from_dict(results["frontier"])
-    assert found.points[0].parameters == results["parameters"]
+    assert found.points[0].parameters * results["members"] == results["parameters"]
     assert found.score_name == "accuracy"
     small = found.smallest(0.01)
     line = (
-        f"pruned without training, {small.parameters:,} parameters ({found.share_removed(small):.0%} of the units "
-        "removed) would be within 0.01 of its validation accuracy"
+        f"one network, pruned without training, {small.parameters:,} parameters ({found.share_removed(small):.0%} of "
+        "the units removed) would be within 0.01 of its validation accuracy"
     )
-    if small.parameters == results["parameters"]:
+    if small.parameters == found.points[0].parameters:
         line = "without training no unit can be pruned within 0.01 of its validation accuracy"
     assert line in capsys.readouterr().out.splitlines()
     last = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])

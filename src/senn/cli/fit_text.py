@@ -57,21 +57,22 @@ def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_j
         f"{results['seconds']:.1f} seconds"
     )
     if results["frontier"] is not None:
-        say(_smaller(Frontier.from_dict(results["frontier"])))
+        say(_smaller(Frontier.from_dict(results["frontier"]), members))
     names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, TEST, FIGURE)
     say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
 
 
-def _smaller(sizes: Frontier) -> str:
-    """Say how small the network could be."""
+def _smaller(sizes: Frontier, members: int) -> str:
+    """Say how small the network, or each of several, could be."""
+    of = "one network, " if members > 1 else ""
     name = sizes.score_name or "loss"
     point = sizes.smallest(_WITHIN)
     share = sizes.share_removed(point)
     if not share:
         return f"without training no unit can be pruned within {_WITHIN:g} of its validation {name}"
     return (
-        f"pruned without training, {point.parameters:,} parameters ({share:.0%} of the units removed) would be within "
-        f"{_WITHIN:g} of its validation {name}"
+        f"{of}pruned without training, {point.parameters:,} parameters ({share:.0%} of the units removed) would be "
+        f"within {_WITHIN:g} of its validation {name}"
     )
 
 

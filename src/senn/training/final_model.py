@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,60 @@ from senn.nn import MLP, ConvNet, Ensemble
 from senn.training.batches import Inputs, Rows
 from senn.training.kept_frontier import kept_frontier
 from senn.training.members import MemberPlan, train_members
+from senn.training.round_records import Record
 from senn.training.run_records import members_record
+from senn.training.run_state import RunState
+from senn.training.threads import RunThreads
+from senn.training.time_plan import TimePlan
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult, architecture, count_parameters
-from senn.training.validation import output_scale
-
-if TYPE_CHECKING:
-    from senn.training.training_run import Training
+from senn.training.train_step import TrainStep
+from senn.training.validation import Validation, output_scale
 
 
-def result_of(training: Training, *, interrupted: bool) -> tuple[TrainResult, str]:
+class FinishedRun(Protocol):
+    """What is asked of a run after its last step, a `senn.training.training_run.Training`.
+
+    Attributes:
+        state: position of the run.
+        rows: rows that it was trained on.
+        held_out: rows that it was validated on; None for none.
+        inputs: how the network reads the inputs of rows.
+        recipe: all choices.
+        task: `classification` or `regression`.
+        monitor: figure that makes an epoch the best.
+        learner: takes the steps.
+        threads: that computed it.
+        time: what there is time for.
+        members: how many networks are averaged.
+    """
+
+    state: RunState
+    rows: Rows
+    held_out: Rows | None
+    inputs: Inputs
+    recipe: TrainConfig
+    task: Task
+    monitor: str
+    learner: TrainStep
+    threads: RunThreads
+    time: TimePlan
+    members: MemberPlan
+
+    def validate(self, model: nn.Module) -> Validation | None:
+        """Compute loss and score on the validation rows."""
+
+    def tell(self, record: Record) -> None:
+        """Append a record to the history."""
+
+    def tell_fault(self, text: str) -> None:
+        """Record what was left out."""
+
+    def pause(self, *, saves: bool = True) -> None:
+        """Stop the run if that is wanted."""
+
+
+def result_of(training: FinishedRun, *, interrupted: bool) -> tuple[TrainResult, str]:
     """Make what a run ends with of the network that it keeps.
 
     Args:
@@ -66,7 +111,7 @@ def result_of(training: Training, *, interrupted: bool) -> tuple[TrainResult, st
 
 
 def _with_members(
-    training: Training, model: nn.Module
+    training: FinishedRun, model: nn.Module
 ) -> tuple[nn.Module, tuple[Tensor, Tensor] | None, bool]:
     """Train the other networks of an ensemble.
 
@@ -87,7 +132,9 @@ def _with_members(
         training.tell_fault("no further networks were trained: there is no time for them")
         return model, alone, False
     try:
-        training.tell(members_record(training.members.count, training.state))
+        # A run that was interrupted here has told it before.
+        if not any(one["event"] == "members" for one in training.state.history):
+            training.tell(members_record(training.members.count, training.state))
         ensemble, unseen = ensemble_of(
             model,
             training.rows,
@@ -97,14 +144,14 @@ def _with_members(
             recipe=training.recipe,
             epochs=max(1, training.state.epoch),
             batches=training.state.config.batches,
-            pause=training.pause,
+            pause=partial(training.pause, saves=False),
         )
     except KeyboardInterrupt:
         return model, alone, True
     return ensemble, unseen, False
 
 
-def _frontier(training: Training, model: nn.Module) -> Frontier | None:
+def _frontier(training: FinishedRun, model: nn.Module) -> Frontier | None:
     """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
     if training.recipe.frontier and not training.time.has_time_for_frontier():
         training.tell_fault(

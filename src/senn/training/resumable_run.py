@@ -35,8 +35,11 @@ class ResumableRun:
     device: torch.device
     _before_round: State | None = None
 
-    def pause(self) -> None:
+    def pause(self, *, saves: bool = True) -> None:
         """Save the state between two steps if that is due, and stop the run if that is wanted.
+
+        Args:
+            saves: False where the state is what it was: then it is saved if the run stops alone.
 
         Raises:
             KeyboardInterrupt: the run is to stop; its state is saved.
@@ -49,7 +52,7 @@ class ResumableRun:
             if self.learner.communicator.is_single
             else self.learner.stopping
         )
-        if stopping or self.checkpointer.is_due():
+        if stopping or (saves and self.checkpointer.is_due()):
             self.keep()
             if stopping:
                 raise KeyboardInterrupt
