@@ -2,6 +2,7 @@
 
     python benchmarks/fuzz.py --cases 5000 --out benchmarks/results/fuzz.json
     python benchmarks/fuzz.py --only 1234          # one case again, with what it printed
+    python benchmarks/fuzz.py --short --cases 20   # seconds: tables, images and saved models without a run
 
 Runs' folders, saved models, tables, images and requests to the live page are damaged, forged with repaired checksums,
 or made to unpack to gigabytes (`fuzz_inputs.py`), and read by every command and export (`fuzz_cases.py`). A case is
@@ -232,27 +233,35 @@ def _outputs(work: Path) -> list[bytes]:
     return [path.read_bytes() for path in outs if path.is_file() and path.stat().st_size < 1 << 24]
 
 
-def _import_ahead() -> None:
+def _import_ahead(*, short: bool) -> None:
     """Import here what cases would import each for itself, which takes longer than they do."""
     names = ("evaluate_command", "export_command", "fit", "predict", "report_command", "show")
     others = (
-        *("onnx", "openpyxl", "pyarrow.dataset", "pyarrow.feather", "pyarrow.parquet"),
+        *(
+            "senn.export",
+            "onnx",
+            "openpyxl",
+            "pyarrow.dataset",
+            "pyarrow.feather",
+            "pyarrow.parquet",
+        ),
         *("sklearn.discriminant_analysis", "torch._dynamo", "torch._inductor.config", "torch.onnx"),
     )
-    for name in (*(f"senn.cli.{name}" for name in names), "senn.export", *others):
+    for name in (*(f"senn.cli.{name}" for name in names), *(() if short else others)):
         with contextlib.suppress(ModuleNotFoundError):
             importlib.import_module(name)
     Image.init()
-    charting_library()
+    if not short:
+        charting_library()
 
 
-def prepare(root: Path) -> Home:
+def prepare(root: Path, *, short: bool = False) -> Home:
     """Make what the cases are made from, unless the folder has it from before.
 
     In another process: this one is going to be forked, and must have no threads.
     """
     torch.set_num_threads(1)
-    _import_ahead()
+    _import_ahead(short=short)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
     os.environ["HOME"] = os.environ["MPLCONFIGDIR"] = str(root)
     senn.cli.fit.growth_figure = lambda *_: None  # no part in this
@@ -260,7 +269,7 @@ def prepare(root: Path) -> Home:
         child = os.fork()
         if child == 0:
             with contextlib.suppress(BaseException):
-                set_up(root)
+                set_up(root, short=short)
                 (root / "made").touch()
             os._exit(0)
         os.waitpid(child, 0)
@@ -269,21 +278,20 @@ def prepare(root: Path) -> Home:
     return Home(root=root, bombs=bombs, huge=huge)
 
 
-def measure(cases: int, seed: int, root: Path, first: int = 0, jobs: int = 1) -> dict[str, Any]:
+def measure(home: Home, cases: int, seed: int, *, first: int = 0, jobs: int = 1) -> dict[str, Any]:
     """Try so many cases.
 
     Args:
+        home: what they are made from.
         cases: how many.
         seed: of all that is drawn; a case is known by it and its number.
-        root: empty folder to work in.
         first: number of the first case.
         jobs: processes that share the cases.
 
     Returns:
         Counts of verdicts by family, the bad cases, and the most memory and time that one took.
     """
-    home = prepare(root)
-    parts = [root / f"part-{job}" for job in range(jobs)]
+    parts = [home.root / f"part-{job}" for job in range(jobs)]
     children = []
     for job, part in enumerate(parts):
         children.append(os.fork())
@@ -336,6 +344,7 @@ def main() -> None:
     )
     parser.add_argument("--cases", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--short", action="store_true")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--only", type=int)
     parser.add_argument("--jobs", type=int, default=1, help="processes that share the cases")
@@ -349,14 +358,16 @@ def main() -> None:
             found = _case(prepare(root), root / "place", args.only, args.seed)
             print(json.dumps(found, indent=1))
             return
-        results = measure(args.cases, args.seed, root, args.first, args.jobs)
+        home = prepare(root, short=args.short)
+        results = measure(home, args.cases, args.seed, first=args.first, jobs=args.jobs)
     for family, found in results["counts"].items():
         print(f"{family}: {found}")
     print(
         f"{len(results['bad'])} bad, at most {results['most_megabytes']} MB and {results['longest_seconds']} s"
     )
     if args.out is not None:
-        head = {"command": f"fuzz.py --cases {args.cases} --seed {args.seed}"}
+        short = " --short" * args.short
+        head = {"command": f"fuzz.py --cases {args.cases} --seed {args.seed}{short}"}
         args.out.write_text(json.dumps({**head, **results}, indent=1) + "\n")
 
 

@@ -50,9 +50,12 @@ KINDS = ("bytes", "place", "swap", *["forged"] * 5)
 RUNS = ("finished", "interrupted", "killed", "numbers", "images", "images-killed")
 
 
-def set_up(root: Path) -> None:
-    """Make the runs that cases damage, and the files that are large."""
-    for name, files in (("bombs", inputs.make_bombs()), ("huge", inputs.huge_pictures())):
+def set_up(root: Path, *, short: bool = False) -> None:
+    """Make the runs that cases damage, and the files that are large; no runs and few files for a short trial."""
+    bombs, huge = inputs.small_bombs(), inputs.small_huge_pictures()
+    if not short:
+        bombs, huge = inputs.make_bombs(), inputs.huge_pictures()
+    for name, files in (("bombs", bombs), ("huge", huge)):
         (root / name).mkdir()
         for file, content in files.items():
             (root / name / file).write_bytes(content)
@@ -63,6 +66,11 @@ def set_up(root: Path) -> None:
         (root / "pictures" / name).mkdir(parents=True)
         for at in range(12):
             inputs.picture(draw, label).save(root / "pictures" / name / f"{at}.png")
+    if not short:
+        _make_runs(root)
+
+
+def _make_runs(root: Path) -> None:
     table = ["fit", str(root / "old.csv"), "--epochs", "4", "--quiet", "--out"]
     pictures = [
         "fit",
@@ -322,6 +330,8 @@ FAMILIES: dict[str, tuple[float, Callable[[Home, Path, random.Random], tuple[str
     "requests to the live page": (0.05, request_case),
 }
 """Kinds of input with their shares of the cases."""
+WITHOUT_RUNS = ("tables", "images", "saved models")
+"""Families that a short trial has: commands that ask for a run are answered that there is none."""
 
 
 Case = tuple[str, str, Act]
@@ -331,7 +341,7 @@ Case = tuple[str, str, Act]
 def make(home: Home, work: Path, number: int, seed: int) -> Case:
     """Make a case in an empty folder."""
     draw = random.Random(f"{seed} {number}")
-    shares = [share for share, _ in FAMILIES.values()]
-    family = draw.choices([*FAMILIES], shares)[0]
+    known = [*FAMILIES] if (home.root / "finished").exists() else [*WITHOUT_RUNS]
+    family = draw.choices(known, [FAMILIES[name][0] for name in known])[0]
     what, act = FAMILIES[family][1](home, work, draw)
     return family, what, act

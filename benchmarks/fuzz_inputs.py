@@ -163,6 +163,21 @@ def _zip_that_lies() -> bytes:
     return bytes(data)
 
 
+def small_bombs() -> dict[str, bytes]:
+    """Those that are made at once."""
+    return {
+        "pickle.npz": pickle.dumps(Bomb()),
+        "deep.json": b"[" * 3_000_000,
+        "numbers.jsonl": b'{"a": ' + b"9" * 3_000_000 + b"}\n",
+        "outside.zip": _zip({"../outside/planted.csv": b"a,b\n1,2\n"}),
+        "two.zip": _zip({"\x1b[2J.csv": b"a\n1\n", "\x1b]0;x\x07.csv": b"a\n1\n"}),
+        "wide.csv": b",".join(b"c%d" % at for at in range(200_000))
+        + b"\n"
+        + b"1," * 199_999
+        + b"1\n",
+    }
+
+
 def make_bombs() -> dict[str, bytes]:
     """Small files that claim, or unpack to, gigabytes, or that run code where they are unpickled."""
     zeros = b"1,2\n" * (16 << 20)
@@ -171,7 +186,6 @@ def make_bombs() -> dict[str, bytes]:
         {"a": pa.array(np.zeros(60_000_000)), "kind": pa.array(np.ones(60_000_000))}
     )
     texts = pa.table({"a": pa.DictionaryArray.from_arrays([0] * 50_000, ["x" * 500_000])})
-    wide = ",".join(f"c{at}" for at in range(200_000))
     sheet = _buffered(lambda buffer: frame(random.Random(0)).to_excel(buffer, index=False))
     with zipfile.ZipFile(io.BytesIO(sheet)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -194,8 +208,6 @@ def make_bombs() -> dict[str, bytes]:
         "zeros.zip": _zip({"t.csv": b"a,b\n" + zeros * 4}),
         "lies.zip": _zip_that_lies(),
         "nested.zip": nested,
-        "outside.zip": _zip({"../outside/planted.csv": b"a,b\n1,2\n"}),
-        "two.zip": _zip({"\x1b[2J.csv": b"a\n1\n", "\x1b]0;x\x07.csv": b"a\n1\n"}),
         "constant.parquet": _buffered(
             lambda buffer: pq.write_table(constant, buffer, compression="zstd")
         ),
@@ -205,15 +217,12 @@ def make_bombs() -> dict[str, bytes]:
         ),
         "zeros.npz": _buffered(lambda buffer: np.savez_compressed(buffer, X=np.zeros((30_000_000, 2)))),
         "pickled.npz": _buffered(lambda buffer: np.savez(buffer, X=pickled)),
-        "pickle.npz": pickle.dumps(Bomb()),
-        "wide.csv": f"{wide}\n{','.join('1' * 1 for _ in range(200_000))}\n".encode(),
         "line.csv": b"a,b\n" + b"1" * 60_000_000,
         "quote.csv": b'a,b\n"' + b"1,2\n" * 9_000_000,
         "rows.xlsx": _zip({**members, sheet_name: head + b"<sheetData>" + rows + tail}),
         "far.xlsx": _zip({**members, sheet_name: head + b"<sheetData>" + far + tail}),
         "laughs.xlsx": _zip({**members, sheet_name: laughs + b"]><l>&m;</l>"}),
-        "deep.json": b"[" * 3_000_000,
-        "numbers.jsonl": b'{"a": ' + b"9" * 3_000_000 + b"}\n",
+        **small_bombs(),
     }  # fmt: skip
 
 
@@ -270,6 +279,11 @@ def huge_pictures() -> dict[str, bytes]:
         ),
         "text.png": _text_bomb(),
     }  # fmt: skip
+
+
+def small_huge_pictures() -> dict[str, bytes]:
+    """One that is made at once."""
+    return {"text.png": _text_bomb()}
 
 
 def _text_bomb() -> bytes:

@@ -1,0 +1,256 @@
+"""Runs that are ended at random moments in every way, and resumed: is the network that of the undisturbed run?
+
+    python benchmarks/kills.py --trials 40 --out benchmarks/results/kills.json
+
+`senn fit` on a table, on images and in two processes is ended by SIGKILL, SIGTERM, SIGHUP, SIGINT or by a reader of its
+output that goes away, at a moment drawn from the time that the undisturbed run takes. Then it is resumed, or, where
+nothing had been begun, started again. A trial is right if the weights, the description and the scores are equal to the
+last bit. Of two processes a SIGKILL hits one, which is drawn, and any other signal both, as a terminal's does.
+
+Runs are forked from a process that has imported everything, so that moments are those of the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+import senn.cli.fit
+import senn.cli.fit_images
+import senn.training.image_training
+from senn.atomic_files import bytes_digest
+from senn.cli.checkpointing import SECONDS as CHECKPOINT_SECONDS
+from senn.cli.main import main as command
+
+WAYS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "reader gone")
+KINDS = ("table", "images", "two processes")
+PATIENCE = 180.0
+"""Seconds after which a run hangs."""
+
+Argv = list[str]
+
+
+def write_images(folder: Path) -> Path:
+    """Stripes of two kinds, as PNG files."""
+    draw = np.random.default_rng(0)
+    for kind in (0, 1):
+        (folder / f"kind-{kind}").mkdir(parents=True)
+        for number in range(100):
+            pixels = np.zeros((8, 8), np.uint8)
+            (pixels if kind else pixels.T)[draw.integers(8)] = 255
+            Image.fromarray(pixels).save(folder / f"kind-{kind}" / f"{number}.png")
+    return folder
+
+
+class Run:
+    """A run of `senn fit` in forked processes, the first of which writes to a pipe.
+
+    Args:
+        argv: of the command.
+        ranks: number of processes.
+        checkpoint_seconds: between two checkpoints.
+    """
+
+    def __init__(self, argv: Argv, ranks: int, checkpoint_seconds: str) -> None:
+        self.out, into = os.pipe()
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        many = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        self.processes = []
+        for rank in range(ranks):
+            own = {**many, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
+            process = os.fork()
+            if process == 0:
+                os.environ.update({**own, CHECKPOINT_SECONDS: checkpoint_seconds})
+                self._work(argv, into)
+            self.processes.append(process)
+        os.close(into)
+
+    def _work(self, argv: Argv, into: int) -> None:
+        """Run the command, in a child."""
+        code = 99
+        try:
+            os.close(self.out)
+            for number in (1, 2):
+                os.dup2(into, number)
+            code = command(argv)
+            Path(argv[-1] + ".modules").write_text("\n".join(sys.modules))
+        finally:
+            os._exit(code)
+
+    def disturb(self, way: str, victim: int) -> None:
+        """End the run, or its reader."""
+        if way == "reader gone":
+            os.close(self.out)
+            self.out = -1
+            return
+        number = signal.Signals[way]
+        hit = [self.processes[victim]] if way == "SIGKILL" else self.processes
+        for process in hit:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    def wait(self, until: float | None = None) -> list[int] | None:
+        """Read what is printed until the processes have ended; their exit codes, or None if time is up before."""
+        codes: dict[int, int] = {}
+        while len(codes) < len(self.processes):
+            if until is not None and time.monotonic() > until:
+                return None
+            self._drain()
+            for process in self.processes:
+                if process not in codes:
+                    done, status = os.waitpid(process, os.WNOHANG)
+                    codes |= {process: os.waitstatus_to_exitcode(status)} if done else {}
+            time.sleep(0.005)
+        if self.out >= 0:
+            os.close(self.out)
+        return [codes[process] for process in self.processes]
+
+    def _drain(self) -> None:
+        if self.out < 0:
+            return
+        os.set_blocking(self.out, False)
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self.out, 1 << 16):
+                pass
+
+    def kill(self) -> None:
+        """Kill what hangs."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+
+
+def outcome(folder: Path) -> dict[str, Any] | None:
+    """What a finished run comes to; None if it hasn't."""
+    if not (folder / "results.json").exists():
+        return None
+    results = json.loads((folder / "results.json").read_text())
+    names = ("model.json", "model.safetensors")
+    files = {name: bytes_digest((folder / name).read_bytes()) for name in names}
+    kept = {name: results[name] for name in ("test", "architecture", "best_epoch", "interrupted")}
+    return {**files, **kept}
+
+
+def trial(argv: Argv, kind: str, way: str, folder: Path, after: float, victim: int) -> str:
+    """Disturb a run and let it go on; says how it went, beginning with "hung" if it did."""
+    ranks = 2 if kind == "two processes" else 1
+    run = Run(["fit", *argv, "--out", str(folder)], ranks, "0.1")
+    codes = run.wait(time.monotonic() + after)
+    if codes is None:
+        run.disturb(way, victim)
+        codes = run.wait(time.monotonic() + PATIENCE)
+    if codes is None:
+        run.kill()
+        return "hung when it was disturbed"
+    said = f"codes {codes}"
+    found = outcome(folder)
+    if found is not None and not found["interrupted"]:
+        return f"{said}, done"
+    begun = (folder / "unfinished" / "run.json").exists()
+    again = ["--resume", str(folder)] if begun else [*argv, "--out", str(folder), "--overwrite"]
+    run = Run(["fit", *again], ranks, "100")
+    last = run.wait(time.monotonic() + PATIENCE)
+    if last is None:
+        run.kill()
+        return f"hung when it went on, after {said}"
+    return f"{said}, {'resumed' if begun else 'started again'} with codes {last}"
+
+
+def measure(trials: int, seed: int, root: Path) -> dict[str, Any]:
+    """Disturb so many runs.
+
+    Args:
+        trials: how many.
+        seed: of the moments.
+        root: empty folder to work in.
+
+    Returns:
+        How many were right, by kind and way, and the trials that weren't.
+    """
+    pictures = str(write_images(root / "pictures"))
+    argvs = {
+        "table": ["wine", "--epochs", "6", "--seed", "3"],
+        "images": [pictures, "--epochs", "2"],
+        "two processes": ["wine", "--epochs", "4", "--seed", "3"],
+    }
+    wholes, seconds = {}, {}
+    trial(argvs["images"], "images", "SIGKILL", root / "first", PATIENCE, 0)
+    for name in (root / "first.modules").read_text().splitlines():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)  # what each run would import for itself
+    for kind, argv in argvs.items():
+        began = time.monotonic()
+        name = kind.split()[0]
+        said = trial(argv, kind, "SIGKILL", root / f"whole-{name}", 2 * PATIENCE, 0)
+        seconds[kind] = time.monotonic() - began
+        wholes[kind] = outcome(root / f"whole-{name}")
+        assert wholes[kind] is not None, said
+    draw = random.Random(seed)
+    right: Counter[str] = Counter()
+    went: Counter[str] = Counter()
+    wrong = []
+    for number in range(trials):
+        kind, way = KINDS[number % len(KINDS)], WAYS[number % len(WAYS)]
+        after, victim = draw.uniform(0, seconds[kind]), draw.randrange(2 if "two" in kind else 1)
+        folder = root / f"run-{number}"
+        said = trial(argvs[kind], kind, way, folder, after, victim)
+        went[" ".join(word for word in ("resumed", "started again", "done") if word in said)] += 1
+        if outcome(folder) == wholes[kind]:
+            right[f"{kind}, {way}"] += 1
+        else:
+            wrong.append(f"{number}: {kind}, {way} after {after:.2f} s: {said}")
+        print(f"{number}: {kind}, {way} after {after:.2f} s: {said}", flush=True)
+    return {
+        "trials": trials,
+        "seed": seed,
+        "right": sum(right.values()),
+        "by_kind_and_way": dict(sorted(right.items())),
+        "went": dict(went),
+        "wrong": wrong,
+        "undisturbed_seconds": {kind: round(value, 2) for kind, value in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--trials", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    # It takes most of the time of runs as short as these, and has no part in what is compared.
+    senn.cli.fit.growth_figure = lambda *_: None
+    with tempfile.TemporaryDirectory() as root:
+        results = measure(args.trials, args.seed, Path(root))
+    print(
+        f"{results['right']} of {results['trials']} end as the undisturbed run: {results['went']}"
+    )
+    print("\n".join(results["wrong"]))
+    if args.out is not None:
+        head = {"command": f"kills.py --trials {args.trials} --seed {args.seed}"}
+        args.out.write_text(json.dumps({**head, **results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
