@@ -23,6 +23,7 @@ import socket
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from senn.cli.main import main as command
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "reader gone")
 KINDS = ("table", "images", "two processes")
-PATIENCE = 180.0
+PATIENCE = 300.0
 """Seconds after which a run hangs."""
 
 Argv = list[str]
@@ -90,8 +91,12 @@ class Run:
             os.close(self.out)
             for number in (1, 2):
                 os.dup2(into, number)
+            # what Python knows of its streams, as whether they can be rewound, is of the former ones
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             code = command(argv)
             Path(argv[-1] + ".modules").write_text("\n".join(sys.modules))
+        except BaseException:
+            Path(argv[-1] + ".error").write_text(traceback.format_exc())
         finally:
             os._exit(code)
 
@@ -193,7 +198,9 @@ def measure(trials: int, seed: int, root: Path) -> dict[str, Any]:
         "two processes": ["wine", "--epochs", "4", "--seed", "3"],
     }
     wholes, seconds = {}, {}
-    trial(argvs["images"], "images", "SIGKILL", root / "first", PATIENCE, 0)
+    said = trial(argvs["images"], "images", "SIGKILL", root / "first", PATIENCE, 0)
+    errors = [path.read_text() for path in root.glob("*.error")]
+    assert (root / "first.modules").exists(), (said, errors)
     for name in (root / "first.modules").read_text().splitlines():
         with contextlib.suppress(Exception):
             importlib.import_module(name)  # what each run would import for itself
@@ -217,7 +224,8 @@ def measure(trials: int, seed: int, root: Path) -> dict[str, Any]:
         if outcome(folder) == wholes[kind]:
             right[f"{kind}, {way}"] += 1
         else:
-            wrong.append(f"{number}: {kind}, {way} after {after:.2f} s: {said}")
+            errors = [path.read_text()[-300:] for path in root.glob(f"run-{number}*.error")]
+            wrong.append(f"{number}: {kind}, {way} after {after:.2f} s: {said} {errors}")
         print(f"{number}: {kind}, {way} after {after:.2f} s: {said}", flush=True)
     return {
         "trials": trials,
