@@ -74,7 +74,8 @@ class Run:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         many = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        self.processes = []
+        self.processes: list[int] = []
+        self.codes: dict[int, int] = {}
         for rank in range(ranks):
             own = {**many, "RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
             process = os.fork()
@@ -114,7 +115,7 @@ class Run:
 
     def wait(self, until: float | None = None) -> list[int] | None:
         """Read what is printed until the processes have ended; their exit codes, or None if time is up before."""
-        codes: dict[int, int] = {}
+        codes = self.codes
         while len(codes) < len(self.processes):
             if until is not None and time.monotonic() > until:
                 return None
