@@ -59,6 +59,11 @@ def write_images(folder: Path) -> Path:
     return folder
 
 
+def _out(argv: Argv) -> str:
+    """Name of the folder that a command writes."""
+    return argv[argv.index("--out" if "--out" in argv else "--resume") + 1]
+
+
 class Run:
     """A run of `senn fit` in forked processes, the first of which writes to a pipe.
 
@@ -95,9 +100,10 @@ class Run:
             # what Python knows of its streams, as whether they can be rewound, is of the former ones
             sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             code = command(argv)
-            Path(argv[-1] + ".modules").write_text("\n".join(sys.modules))
+            if "--out" in argv:
+                Path(f"{_out(argv)}.modules").write_text("\n".join(sys.modules))
         except BaseException:
-            Path(argv[-1] + ".error").write_text(traceback.format_exc())
+            Path(f"{_out(argv)}.error").write_text(traceback.format_exc())
         finally:
             os._exit(code)
 
