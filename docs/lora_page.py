@@ -97,7 +97,7 @@ def _reached(records: Sequence[Record]) -> str:
     both = sorted({*grown} & {*reference})
     if not both:
         return (
-            f"Whether the loss of uniform rank {REFERENCE} is reached with a quarter of its parameters has no test yet; "
+            f"Whether the loss of uniform rank {REFERENCE} is reached with a quarter of its parameters isn't tested; "
             "on validation text it wasn't. A round costs some forty steps of this small batch, whatever the length of "
             "the run, and these runs are short.\n"
         )
