@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.ensemble import (
     HistGradientBoostingClassifier,
     HistGradientBoostingRegressor,
@@ -55,7 +56,6 @@ def encoded(model: Any, frame: pd.DataFrame) -> Any:
     """Put an encoding of the columns as numbers before a model."""
     numbers = [name for name in frame if frame[name].dtype.kind in "iufb"]
     words = [name for name in frame if name not in numbers]
-    from sklearn.compose import make_column_transformer
 
     scale = make_pipeline(SimpleImputer(strategy="median"), StandardScaler())
     fill = SimpleImputer(strategy="constant", fill_value="missing")
@@ -115,8 +115,10 @@ def linear(is_regression: bool, seed: int) -> Any:
 
 
 def sklearn_mlp(is_regression: bool, seed: int) -> Any:
-    kind = MLPRegressor if is_regression else MLPClassifier
-    return kind(random_state=seed, early_stopping=True)
+    if not is_regression:
+        return MLPClassifier(random_state=seed, early_stopping=True)
+    model = MLPRegressor(random_state=seed, early_stopping=True)
+    return TransformedTargetRegressor(model, transformer=StandardScaler())
 
 
 def pytabkit(name: str) -> Maker:
@@ -136,8 +138,8 @@ MODELS: Mapping[str, tuple[str, Maker]] = {
     "senn, one network": ("frame", lambda r, s: senn_model(r, s, members=1)),
     "fixed 128-128": ("frame", lambda r, s: senn_model(r, s, grow=False, hidden=(128, 128))),
     "fixed 256-256": ("frame", lambda r, s: senn_model(r, s, grow=False, hidden=(256, 256))),
-    "realmlp": ("categories", pytabkit("RealMLP_TD")),
-    "tabm": ("categories", pytabkit("TabM_D")),
+    "realmlp": ("complete", pytabkit("RealMLP_TD")),
+    "tabm": ("complete", pytabkit("TabM_D")),
     "sklearn mlp": ("encoded", sklearn_mlp),
     "lightgbm": ("categories", lightgbm),
     "xgboost": ("categories", xgboost),
@@ -189,8 +191,10 @@ def fit(
     options = {}
     if takes == "encoded":
         model = encoded(model, frame)
-    elif takes in ("categories", "catboost"):
+    elif takes != "frame":
         frame = categories(frame)
+        if takes == "complete":  # numbers may not be missing
+            frame = frame.fillna(frame.iloc[train].median(numeric_only=True))
         if takes == "catboost":
             words = [at for at in frame if isinstance(frame[at].dtype, pd.CategoricalDtype)]
             options["cat_features"] = words

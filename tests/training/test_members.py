@@ -100,6 +100,20 @@ def test_the_same_seed_gives_the_same_members_and_another_one_others():
     assert not any(weights[0].equal(other) for other in weights[1:])
 
 
+@pytest.mark.parametrize("activation", ["relu", "rational"])
+def test_members_in_one_tensor_compute_what_each_computes(activation):
+    model = MLP(3, (5, 4), 2, activation=activation, shortcut=True)
+    data = rows()
+    members = _Members(model, data, None, MemberPlan(count=4), task="classification", recipe=QUICK)
+    assert members.is_plain == (activation == "relu")
+    for order in torch.tensor_split(members.orders(0), 4, dim=1):
+        members.step(order, 1.0)
+    stacked = members.outputs(data.x.expand(3, -1, -1), training=False)
+    members.end_epoch()
+    for found, one in zip(stacked, members.result().models, strict=True):
+        torch.testing.assert_close(found, one(data.x))
+
+
 def test_a_fresh_network_predicts_the_mean():
     model = MLP(3, (5, 4), 2, activation="rational", shortcut=True)
     for parameter in model.parameters():
