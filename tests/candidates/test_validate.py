@@ -52,6 +52,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "retention_factor": (-1.0,),
         "max_places_per_round": (0, 1.5),
         "unit": ("seconds", None),
+        "window": (0, 1.5),
     },
     "PaperPolicy": {
         "tau": (0.0, -1),

@@ -182,6 +182,13 @@ def _add_output_options(output: argparse._ArgumentGroup) -> None:
         help="resume the unfinished run in a folder, to the same end as without the interruption; "
         "its data and options are known",
     )
+    add(
+        "--continue",
+        dest="continued",
+        metavar="DIR",
+        help="tables: go on with the network of a finished run, on the rows of DATA; classes that are new get outputs "
+        "of their own",
+    )
     add("--watch", action="store_true", help="show the run in a browser on this machine")
     add("--port", type=port, metavar="N", help="port of --watch (default: any free one)")
     add("--dry-run", action="store_true", help="show what would be done, and write nothing")

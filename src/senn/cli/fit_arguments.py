@@ -67,7 +67,16 @@ class FitArguments:
         if self.resume is None:
             if "data" not in self.stated:
                 raise SennError("the following arguments are required: DATA; see 'senn fit --help'")
-            return FitOptions.from_dict(self.stated), None
+            options = FitOptions.from_dict(self.stated)
+            if (
+                options.continued
+                and self.out
+                and self.out.resolve() == Path(options.continued).resolve()
+            ):
+                raise SennError(
+                    "--out names the run that goes on, which stays as it is: name another folder"
+                )
+            return options, None
         if complete(self.resume) != self.resume:  # it was killed while its files were on their way
             with RunFolder(self.resume, resume=True):
                 pass

@@ -316,6 +316,7 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     Raises:
         SennError: naming the file or option that is wrong.
     """
+    refuse_options(options, ("continued",), "tables, and {data} is a folder of images")
     refuse_options(
         options,
         (

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,20 +11,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from senn.cli.continued_run import ContinuedRun, parts_of
 from senn.cli.prepared_data import (
     FEWEST_ROWS,
-    check_start,
     checksum_of,
-    chosen_policy,
     class_line,
     class_rows,
     part_sizes,
     planned,
-    recipe_fields,
     refuse_options,
 )
 from senn.cli.scorer import Scorer
-from senn.cli.table_parts import TableParts, divide, fold_parts, read_test_table
+from senn.cli.table_parts import TableParts, about_test, divide, fold_parts, read_test_table
+from senn.cli.table_recipe import checked, table_recipe
 from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.feature_columns import listed
@@ -33,6 +31,7 @@ from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.table_notes import index_columns
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
+from senn.nn import MLP
 from senn.runs import FitOptions, RunStart
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
 from senn.training.builders import build_model, most_inputs, start_widths
@@ -141,7 +140,15 @@ class Preparation:
         # Encoded rather than raw: another reader of the file may give other cells for the same bytes.
         chosen = [] if self.validation is None else [self.validation]
         record = self.encoder.original_record()
-        return checksum_of(record, self.x, self.y, self.x_test, self.y_test, *chosen)
+        network = [] if self.source.continued is None else parts_of(self.network())
+        return checksum_of(record, self.x, self.y, self.x_test, self.y_test, *chosen, *network)
+
+    def network(self) -> MLP:
+        """Return the network that training begins with."""
+        target = self.encoder.target
+        if self.source.continued is not None:
+            return self.source.continued.network(target, self.x)
+        return build_model(self.x.shape[1], target.outputs, self.recipe)
 
     def train(
         self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
@@ -162,6 +169,7 @@ class Preparation:
             validation=self.validation,
             callbacks=callbacks,
             checkpointer=checkpointer,
+            model=None if self.source.continued is None else self.network(),
         )
 
     def test_outputs(self, model: nn.Module) -> NDArray[Any]:
@@ -209,7 +217,7 @@ class Preparation:
     def plan(self) -> dict[str, Any]:
         """Describe the start of training and the price of growth there, JSON-able."""
         outputs = self.encoder.target.outputs
-        model = build_model(self.x.shape[1], outputs, self.recipe)
+        model = self.network()
         # One more hidden unit has a weight for each feature, a bias, and a weight to each output.
         rows = part_sizes(self.y, self.recipe, self.validation)
         return planned(model, self.recipe, self.start, rows, unit=self.x.shape[1] + 1 + outputs)
@@ -230,7 +238,7 @@ def prepare(options: FitOptions, begun_with: RunStart | None = None) -> Preparat
     """
     refuse_options(options, ("image_size", "data_dir", "no_flip"), "images, and {data} is a table")
     source = _Source.read(options)
-    table, target, recipe = source.table, source.target, _recipe(options)
+    table, target, recipe = source.table, source.target, table_recipe(options)
     test = read_test_table(options, target.name, source.as_text, table)
     parts = divide(options, table, target, test, recipe.validation_fraction)
     folds = fold_parts(options, table, target, recipe.validation_fraction)
@@ -244,6 +252,8 @@ def prepare(options: FitOptions, begun_with: RunStart | None = None) -> Preparat
         test=(made.x_test, made.y_test),
         recipe=made.recipe,
     )
+    if source.continued is not None:
+        notes = (*source.continued.notes(target, table.frame, made.y), *notes)
     return replace(made, remarks=(*table.notes, *notes), folds=folds)
 
 
@@ -256,22 +266,29 @@ class _Source:
         table: the table, less rows without a target.
         target: the column to predict, with the classes of all rows.
         as_text: columns that are read as text.
+        continued: the run whose network goes on; None for a network that begins.
     """
 
     options: FitOptions
     table: Table
     target: Target
     as_text: list[str]
+    continued: ContinuedRun | None = None
 
     @classmethod
     def read(cls, options: FitOptions) -> _Source:
         # Categories are read as text, or the code "007" would become the number 7.
         kinds = dict(options.column)
         as_text = [name for name, kind in kinds.items() if kind == "category"]
-        table = read_table(
-            options.data, text=as_text, encoding=options.encoding, decimal=options.decimal
-        )
-        name = options.target or table.target
+        continued = ContinuedRun.read(options)
+        if continued is None:
+            table = read_table(
+                options.data, text=as_text, encoding=options.encoding, decimal=options.decimal
+            )
+            name = options.target or table.target
+        else:
+            table, name = continued.read_table(options), continued.encoder.target.name
+            as_text = continued.encoder.text_columns
         if name is None:
             which = f"the column of {options.data!r} to predict isn't known; name it with --target"
             raise SennError(f"{which}; the table has {listed(table.frame.columns)}")
@@ -288,8 +305,15 @@ class _Source:
             raise SennError(
                 f"the table has {rows} row{'s' * (rows > 1)}; at least {FEWEST_ROWS} are needed"
             )
-        target = Target.fit(name, table.frame[name], options.task, table.decimal)
-        return cls(options=options, table=table, target=target, as_text=as_text)
+        cells = table.frame[name]
+        target = (
+            Target.fit(name, cells, options.task, table.decimal)
+            if continued is None
+            else continued.target_of(cells)
+        )
+        return cls(
+            options=options, table=table, target=target, as_text=as_text, continued=continued
+        )
 
     def encoded(
         self,
@@ -310,6 +334,10 @@ class _Source:
         options, name = self.options, self.target.name
         kinds = dict(options.column)
         used = {name, *kinds, *filter(None, (options.group, options.time))}
+        if self.continued is not None:
+            encoder = replace(self.continued.encoder, target=self.target)
+            recipe = self.continued.recipe(recipe)
+            return self._with(encoder, parts, recipe, positive, begun_with)
         # Classes are known from all rows; mean and scale are those of the training rows, or the test would leak into
         # them.
         encoder = TableEncoder.fit(
@@ -324,9 +352,21 @@ class _Source:
         encoder = replace(encoder, legacy_encoding=self.table.legacy_encoding)
         if begun_with is not None and begun_with.is_original:
             encoder = encoder.original(parts.train)
+        return self._with(encoder, parts, recipe, positive, begun_with)
+
+    def _with(
+        self,
+        encoder: TableEncoder,
+        parts: TableParts,
+        recipe: TrainConfig,
+        positive: int | None,
+        begun_with: RunStart | None,
+    ) -> Preparation:
+        """Encode rows with an encoder that is known."""
+        options = self.options
         x, y = _encoded(encoder, parts.train)
         y = torch.from_numpy(encoder.target.training_part(y.numpy()))
-        with _about(options.test):
+        with about_test(options.test):
             x_test, y_test = _encoded(encoder, parts.test)
         scorer = Scorer.of(encoder.target, y.numpy(), options.metric)
         if positive is not None:
@@ -348,7 +388,7 @@ class _Source:
             clusters=parts.clusters,
             times=parts.times,
             latest=None if parts.latest is None or y.dim() < 2 else float(y[parts.latest].mean()),
-            recipe=_checked(recipe, encoder, x.shape[1], begun_with),
+            recipe=checked(recipe, encoder, x.shape[1], begun_with),
         )
 
 
@@ -356,39 +396,3 @@ def _encoded(encoder: TableEncoder, frame: pd.DataFrame) -> tuple[Tensor, Tensor
     """Encode rows and their targets."""
     targets = encoder.target.encode(frame[encoder.target.name])
     return torch.from_numpy(encoder.transform(frame)), torch.from_numpy(targets)
-
-
-@contextmanager
-def _about(path: str | None) -> Iterator[None]:
-    """Name the file of `--test` in an error about its rows."""
-    try:
-        yield
-    except SennError as error:
-        if path is None:
-            raise
-        raise SennError(f"{path!r}: {error}") from error
-
-
-def _recipe(options: FitOptions) -> TrainConfig:
-    """Build the recipe of defaults and options."""
-    fields = recipe_fields(options)
-    if options.cv is not None and options.max_seconds is not None:
-        # The user's limit is one of the command's: folds and run share it.
-        fields["max_seconds"] = options.max_seconds / (options.cv + 1)
-    return TrainConfig(policy=chosen_policy(options), frontier=True, **fields)
-
-
-def _checked(
-    recipe: TrainConfig, encoder: TableEncoder, features: int, begun_with: RunStart | None
-) -> TrainConfig:
-    """Check a recipe as far as is possible by now, and give it the widths that a resumed run began with."""
-    start = start_widths(features, encoder.target.outputs, recipe)
-    if begun_with is not None and begun_with.is_original:
-        recipe = replace(recipe, members=1)  # version 0.1 trained one network
-    if begun_with is not None and begun_with.widths not in (None, start):
-        recipe = replace(recipe, hidden=begun_with.widths)
-    # The draws for this network must not shift those of training.
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(features, encoder.target.outputs, recipe)
-    check_start(model, recipe, (features,))
-    return recipe

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -281,3 +283,18 @@ class _Divider:
     def _no_features(self) -> dict[str, str]:
         name = self.options.group
         return {} if name is None else {name: "keeps its rows together (--group) and is no feature"}
+
+
+@contextmanager
+def about_test(path: str | None) -> Iterator[None]:
+    """Name the file of `--test` in an error about its rows.
+
+    Args:
+        path: the file; None for rows that are held out.
+    """
+    try:
+        yield
+    except SennError as error:
+        if path is None:
+            raise
+        raise SennError(f"{path!r}: {error}") from error

@@ -225,6 +225,8 @@ class PricePolicy(Policy):
             hundredth of the network's operations costs as much as a hundredth of its parameters: a unit of an early
             convolution, whose weights are used at every pixel, has the price of the time that it takes. In a plain MLP,
             where each weight is used once a sample, both units agree but for biases.
+        window: for data that change while training goes on, the number of samples after which what was learned serves
+            no more: N is this at most. None for data that stay as they are.
 
     Raises:
         SennError: an argument is out of range.
@@ -246,6 +248,7 @@ class PricePolicy(Policy):
     retention_factor: float = 5.0
     max_places_per_round: int | None = 1
     unit: SizeUnit = "parameters"
+    window: int | None = None
 
     _RANGES: ClassVar[Mapping[str, Rule]] = {
         "kappa": positive(),
@@ -255,6 +258,7 @@ class PricePolicy(Policy):
         "retention_factor": number(low=0),
         "max_places_per_round": whole(low=1).or_none(),
         "unit": one_of("parameters", "flops"),
+        "window": whole(low=1).or_none(),
     }
 
     def __post_init__(self) -> None:
@@ -281,7 +285,8 @@ class PricePolicy(Policy):
             A decrease in nats per sample.
         """
         # The criteria charge kappa per parameter for the log-likelihood of all N samples; a mean loss is 1 / N of it.
-        return self.kappa * parameters / max(samples, 1)
+        counted = samples if self.window is None else min(samples, self.window)
+        return self.kappa * parameters / max(counted, 1)
 
     def min_decrease(self, kind: Kind, parameters: int, samples: int) -> float:
         """Return the price, times `layer_cost` for a layer; 0 if operations are priced: parameters don't tell these.

@@ -16,6 +16,7 @@ class FitOptions:
 
     Attributes:
         data: path of a table or of a folder of images, or the name of a known data set.
+        continued: folder of a finished run whose network goes on with these data (`--continue`).
         target: column to predict.
         task: what to learn.
         column: kinds of columns that are set rather than inferred, as (name, kind).
@@ -47,6 +48,7 @@ class FitOptions:
     """
 
     data: str
+    continued: str | None = None
     target: str | None = None
     task: Literal["classification", "regression"] | None = None
     column: tuple[tuple[str, str], ...] = ()
@@ -79,7 +81,7 @@ class FitOptions:
     def with_absolute_paths(self) -> FitOptions:
         """Return the options with absolute paths, so that a run can be resumed from any working directory."""
         # Relative paths mean something else in another working directory.
-        others = {name: getattr(self, name) for name in ("data_dir", "test")}
+        others = {name: getattr(self, name) for name in ("data_dir", "test", "continued")}
         absolute: dict[str, Any] = {name: path and _absolute(path) for name, path in others.items()}
         return replace(self, data=_absolute(self.data), **absolute)
 
@@ -139,7 +141,7 @@ class FitOptions:
         for argument in arguments:
             # No argparse: a folder must be read without the command, and only this form was ever written.
             option, equals, value = argument.partition("=")
-            name = option[2:].replace("-", "_")
+            name = "continued" if option == "--continue" else option[2:].replace("-", "_")
             if not option.startswith("--"):
                 record["data"] = argument
             elif name == "column":
@@ -173,7 +175,8 @@ _REAL = ("max_seconds", "test_fraction", "kappa", "tau", "alpha", "prune_fractio
 
 def option_name(field: str) -> str:
     """Return the name of an option as its user writes it, from that of its field."""
-    return "DATA" if field == "data" else f"--{field.replace('_', '-')}"
+    named = {"data": "DATA", "continued": "--continue"}
+    return named.get(field) or f"--{field.replace('_', '-')}"
 
 
 def _read(name: str, text: str) -> int | float | str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError
+from senn.nn import MLP
 from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
@@ -31,6 +32,7 @@ def train(
     validation: tuple[Tensor, Tensor] | Tensor | None = None,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
+    model: MLP | None = None,
 ) -> TrainResult:
     """Train a network that finds its own size on a table held in memory.
 
@@ -48,6 +50,7 @@ def train(
             out `recipe.validation_fraction` of the rows, classes in proportion.
         callbacks: listeners to the records.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
+        model: network that goes on, which is changed in place; None for a fresh one.
 
     Returns:
         The best network, and the history of the run.
@@ -77,9 +80,9 @@ def train(
             x, y, recipe, sample_weight=sample_weight, validation=validation, generator=generator
         )
         # In the precision, and on the device, of the data.
-        model = build_model(x.shape[1], outputs, recipe).to(x)
+        begun = build_model(x.shape[1], outputs, recipe) if model is None else model
         return fit_model(
-            model,
+            begun.to(x),
             training,
             held_out,
             task=task,

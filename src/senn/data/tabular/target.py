@@ -136,7 +136,7 @@ class Target:
 
     @classmethod
     def _classes(cls, name: str, cells: pd.Series[Any]) -> Target:
-        found: set[Label] = {_label(cell) for cell in cells}
+        found: set[Label] = {class_label(cell) for cell in cells}
         # texts and numbers can't be sorted together
         if len({isinstance(label, str) for label in found}) > 1:
             found = {text(label) for label in found}
@@ -210,7 +210,7 @@ class Target:
         find = finder(text(label) for label in self.labels)
         codes = np.empty(len(cells), dtype=np.int64)
         for at, cell in enumerate(cells):
-            code = find(text(_label(cell)))
+            code = find(text(class_label(cell)))
             if code is None and _is_truth(cell):
                 # an encoder of version 0.1 has True where the file says TRUE
                 code = find(str(cell).strip().capitalize())
@@ -359,8 +359,12 @@ def _is_truth(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() in ("true", "false")
 
 
-def _label(cell: Any) -> Label:
-    """Convert a cell to the plain Python value that it holds."""
+def class_label(cell: Any) -> Label:
+    """Convert a cell of a class to the plain Python value that it holds.
+
+    Raises:
+        SennError: it holds something else than a text, a number or a truth value.
+    """
     value = cell.item() if isinstance(cell, np.generic) else cell
     if not isinstance(value, str | int | float):
         raise SennError(

@@ -1,0 +1,148 @@
+"""The run that `senn fit --continue` goes on with: its network and its encoding, for other rows and new classes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from senn.data import Table, TableEncoder, Target
+from senn.data.tabular.continued_target import continued
+from senn.data.tabular.table_encoder import check_names, listed
+from senn.errors import SennError
+from senn.nn import MLP
+from senn.runs import FitOptions
+from senn.runs.fit_options import option_name
+from senn.surgery import add_outputs
+from senn.training import TrainConfig
+from senn.training.saved_network import load_network
+
+_DECIDED = ("column", "task", "cv")
+"""Options that a network decides which is there already."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ContinuedRun:
+    """Network of a finished run, which is trained on.
+
+    Attributes:
+        folder: of the run.
+        model: the network, with outputs for the classes of the run.
+        encoder: encoding of its columns, which stays as it is but for the target's new classes.
+    """
+
+    folder: str
+    model: MLP
+    encoder: TableEncoder
+
+    @classmethod
+    def read(cls, options: FitOptions) -> ContinuedRun | None:
+        """Read the run that is to go on.
+
+        Args:
+            options: of the new run.
+
+        Returns:
+            The run; None where a network is to begin anew.
+
+        Raises:
+            SennError: the folder holds no network of a table, or an option says what the network has decided.
+        """
+        folder = options.continued
+        if folder is None:
+            return None
+        model, encoder = load_network(Path(folder))
+        if not isinstance(encoder, TableEncoder) or not isinstance(model, MLP):
+            raise SennError(f"the run in {folder!r} is none of a table, so it can't go on with one")
+        record = options.to_dict()
+        for name in _DECIDED:
+            if record[name]:
+                raise SennError(
+                    f"{option_name(name)} can't be combined with --continue: the network of {folder!r} has decided it"
+                )
+        if options.target not in (None, encoder.target.name):
+            raise SennError(
+                f"--target {options.target!r} contradicts the run in {folder!r}, which predicts "
+                f"{encoder.target.name!r}"
+            )
+        return cls(folder=folder, model=model, encoder=encoder)
+
+    def read_table(self, options: FitOptions) -> Table:
+        """Read the new rows as those of the run were read.
+
+        Args:
+            options: of the new run.
+
+        Raises:
+            SennError: the table lacks a column, or can't be read.
+        """
+        table = self.encoder.read(options.data, encoding=options.encoding, decimal=options.decimal)
+        check_names(table.frame, self.encoder.target.name)
+        return table
+
+    def target_of(self, cells: pd.Series[Any]) -> Target:
+        """Return the target with the classes of the run and those that are new in some cells."""
+        return continued(self.encoder.target, cells)
+
+    def network(self, target: Target, x: Tensor) -> MLP:
+        """Return the network, with outputs for new classes.
+
+        Args:
+            target: with the new classes.
+            x: (rows, features) inputs, on which outputs are compared.
+
+        Returns:
+            A network of its own for each call.
+        """
+        model, _ = load_network(Path(self.folder))
+        model.to(x)
+        new = target.outputs - self.encoder.target.outputs
+        if new:
+            add_outputs(model, new, x[:256])
+        assert isinstance(model, MLP)  # as `read` has found
+        return model.train()
+
+    def recipe(self, recipe: TrainConfig) -> TrainConfig:
+        """Return a recipe for the network as it is."""
+        return replace(recipe, hidden=self.model.hidden)
+
+    def notes(self, target: Target, frame: pd.DataFrame, y: Tensor) -> Sequence[str]:
+        """Say what is new, and what will be forgotten.
+
+        Args:
+            target: with the new classes.
+            frame: the new rows.
+            y: encoded targets of those to train on.
+
+        Returns:
+            One sentence each.
+        """
+        known = self.encoder.target
+        said = [
+            f"the network of {self.folder!r} goes on ({', '.join(map(str, self.model.hidden))})"
+        ]
+        new = target.labels[len(known.labels) :]
+        if new:
+            many = f"{len(new)} classes are" if len(new) > 1 else "1 class is"
+            said.append(f"{many} new and get outputs of their own: {listed(new)}")
+        if known.labels:
+            counts = np.bincount(y.numpy(), minlength=len(target.labels))
+            lost = [label for label, count in zip(known.labels, counts, strict=False) if not count]
+            if lost:
+                said.append(
+                    f"no row to train on has the class {listed(lost)}, so the network will forget it: give the old "
+                    "rows again, in one table with the new ones"
+                )
+        return [*said, *self.encoder.surprises(frame)]
+
+
+def parts_of(model: nn.Module) -> list[Tensor]:
+    """Return the numbers of a network, for a checksum."""
+    with torch.no_grad():
+        return [one.detach().cpu() for one in model.state_dict().values()]
