@@ -192,7 +192,8 @@ def fit(
     if takes == "encoded":
         model = encoded(model, frame)
     elif takes != "frame":
-        frame = categories(frame)
+        # LightGBM takes no name with a character of JSON's.
+        frame = categories(frame.set_axis([f"c{at}" for at in range(frame.shape[1])], axis=1))
         if takes == "complete":  # numbers may not be missing
             frame = frame.fillna(frame.iloc[train].median(numeric_only=True))
         if takes == "catboost":

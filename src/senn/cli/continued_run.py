@@ -13,17 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from senn.data import Table, TableEncoder, Target
+from senn.data.images import ImageEncoder
 from senn.data.tabular.continued_target import continued
-from senn.data.tabular.table_encoder import check_names, listed
+from senn.data.tabular.feature_columns import listed
+from senn.data.tabular.table_encoder import check_names
 from senn.errors import SennError
-from senn.nn import MLP
+from senn.nn import MLP, Ensemble
 from senn.runs import FitOptions
 from senn.runs.fit_options import option_name
 from senn.surgery import add_outputs
 from senn.training import TrainConfig
 from senn.training.saved_network import load_network
 
-_DECIDED = ("column", "task", "cv")
+_DECIDED = ("column", "task", "cv", "members")
 """Options that a network decides which is there already."""
 
 
@@ -57,7 +59,7 @@ class ContinuedRun:
         folder = options.continued
         if folder is None:
             return None
-        model, encoder = load_network(Path(folder))
+        model, encoder = _first_network(folder)
         if not isinstance(encoder, TableEncoder) or not isinstance(model, MLP):
             raise SennError(f"the run in {folder!r} is none of a table, so it can't go on with one")
         record = options.to_dict()
@@ -100,7 +102,7 @@ class ContinuedRun:
         Returns:
             A network of its own for each call.
         """
-        model, _ = load_network(Path(self.folder))
+        model, _ = _first_network(self.folder)
         model.to(x)
         new = target.outputs - self.encoder.target.outputs
         if new:
@@ -140,6 +142,12 @@ class ContinuedRun:
                     "rows again, in one table with the new ones"
                 )
         return [*said, *self.encoder.surprises(frame)]
+
+
+def _first_network(folder: str) -> tuple[nn.Module, TableEncoder | ImageEncoder | None]:
+    """Load the network of a run, with its encoding: of an ensemble the first, whose size was found."""
+    model, encoder = load_network(Path(folder))
+    return model.members[0] if isinstance(model, Ensemble) else model, encoder
 
 
 def parts_of(model: nn.Module) -> list[Tensor]:

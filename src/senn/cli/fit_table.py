@@ -141,7 +141,8 @@ class Preparation:
         chosen = [] if self.validation is None else [self.validation]
         record = self.encoder.original_record()
         network = [] if self.source.continued is None else parts_of(self.network())
-        return checksum_of(record, self.x, self.y, self.x_test, self.y_test, *chosen, *network)
+        tensors = [self.x, self.y, self.x_test, self.y_test, *chosen, *network]
+        return checksum_of(record, *tensors)
 
     def network(self) -> MLP:
         """Return the network that training begins with."""

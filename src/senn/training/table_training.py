@@ -14,7 +14,7 @@ from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
 from senn.training.loop import fit_model
-from senn.training.members import plan_members
+from senn.training.members import MemberPlan, plan_members
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
@@ -81,6 +81,10 @@ def train(
         )
         # In the precision, and on the device, of the data.
         begun = build_model(x.shape[1], outputs, recipe) if model is None else model
+        # Beside a network that goes on there are none: fresh ones would not know what it has learned before.
+        members = MemberPlan()
+        if model is None:
+            members = plan_members(recipe, len(x), cross_fits=validation is None)
         return fit_model(
             begun.to(x),
             training,
@@ -90,7 +94,7 @@ def train(
             generator=generator,
             callbacks=callbacks,
             checkpointer=checkpointer,
-            members=plan_members(recipe, len(x), cross_fits=validation is None),
+            members=members,
         )
 
 
