@@ -165,11 +165,12 @@ def build(method: str, regression: bool, seed: int, arguments: argparse.Namespac
         name: tuple(value) if isinstance(value, list) else value
         for name, value in arguments.recipe.items()
     }
-    recipe = TrainConfig(**fields) if fields else None
+    # One network in each case: sizes are compared, not ensembles.
+    recipe = TrainConfig(**{"members": 1, **fields})
     if method == "grown":
         policy = None if arguments.policy is None else PricePolicy(**arguments.policy)
         return estimator(policy=policy, recipe=recipe, random_state=seed)
-    recipe = replace(recipe or TrainConfig(), shortcut=arguments.shortcut)
+    recipe = replace(recipe, shortcut=arguments.shortcut)
     return estimator(FIXED[method], grow=False, recipe=recipe, random_state=seed)
 
 

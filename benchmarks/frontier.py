@@ -51,7 +51,9 @@ def grown(task: Task, rows: Tensor, seed: int) -> tuple[nn.Module, dict[str, Any
     x, y = task.rows[0][rows], task.rows[1][rows]
     started = time.process_time()
     outputs = int(task.rows[1].max()) + 1
-    result = train(x, y, task="classification", outputs=outputs, recipe=TrainConfig(seed=seed))
+    result = train(
+        x, y, task="classification", outputs=outputs, recipe=TrainConfig(seed=seed, members=1)
+    )
     about = {
         "rows": len(rows),
         "architecture": list(result.architecture),

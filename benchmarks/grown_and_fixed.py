@@ -115,7 +115,14 @@ def recipe_of(name: str, options: argparse.Namespace, **choices: Any) -> TrainCo
         return image_config(epochs=options.epochs, **choices)
     epochs = {"epochs": 15} if name == "mnist" else {}
     return TrainConfig(
-        **{"hidden": START, "shortcut": False, "moves": ("width", "prune"), **epochs, **choices}
+        **{
+            "hidden": START,
+            "shortcut": False,
+            "moves": ("width", "prune"),
+            "members": 1,
+            **epochs,
+            **choices,
+        }
     )
 
 

@@ -95,9 +95,9 @@ def fit(
 ) -> dict[str, Any]:
     """Fit one net; returns its figures."""
     x, y, tests, targets = fold
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"members": 1}  # sizes are compared, not ensembles
     if arm == "grown":  # JSON has no tuples
-        options = {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.items()}
+        options |= {key: tuple(v) if isinstance(v, list) else v for key, v in recipe.items()}
     if arm in GRID:
         options |= {"grow": False, "hidden": GRID[arm]}
     kind = SENNRegressor if is_regression else SENNClassifier

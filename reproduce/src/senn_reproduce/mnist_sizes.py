@@ -34,6 +34,7 @@ CLASSES = 10
 GROWN = "grown"
 # As many steps for every N, so that sizes are considered at the same ones.
 RECIPE = TrainConfig(
+    members=1,
     birth="silent",
     hidden=(10,), shortcut=False, optimizer="adam", lr=2e-3, batch_size=128, steps=3000, min_epochs=1,
     max_epochs=1000, moves=WIDTH, policy=PRICE, addition_rounds=EARLY, pruning_rounds=(),

@@ -115,7 +115,7 @@ def _pair(name: str, layer: LoraLayer, adapter: str) -> LowRankPair:
         raise UnsupportedError(
             f"the rank of '{name}' can't change: {reason} (ignore=[{name!r}] leaves it as it is)"
         )
-    down, up = (layer.get_submodule(f"{one}.{adapter}") for one in ("lora_A", "lora_B"))
+    down, up = (getattr(layer, one)[adapter] for one in ("lora_A", "lora_B"))
     rank, inputs = down.get_parameter("weight").shape
     return LowRankPair(
         name=name,
