@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -42,6 +41,16 @@ from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from table_ranks import (
+    FIGURES,
+    NETWORKS,
+    complete,
+    elo,
+    mean_calibration,
+    mean_ranks,
+    time_ratio,
+    wins,
+)
 from table_sizes import FOLDS, REGRESSION, TABLES, read
 
 from senn import SENNClassifier, SENNRegressor
@@ -149,15 +158,6 @@ MODELS: Mapping[str, tuple[str, Maker]] = {
     "linear": ("encoded", linear),
 }
 """How a model takes its inputs, and what makes it."""
-NETWORKS = (
-    "senn",
-    "senn, one network",
-    "fixed 128-128",
-    "fixed 256-256",
-    "realmlp",
-    "tabm",
-    "sklearn mlp",
-)
 
 
 def split(
@@ -223,124 +223,31 @@ def fit(
     }
 
 
-def ranks(values: Mapping[str, float], *, rising: bool) -> dict[str, float]:
-    """Rank models, 1 for the best; ties share the mean of their ranks."""
-    series = pd.Series(dict(values))
-    return dict(series.rank(ascending=rising))
-
-
-def elo(means: Sequence[Mapping[str, float]], *, rising: bool) -> dict[str, float]:
-    """Fit Elo ratings to all pairs of models on all tables, 1000 for the mean, by maximum likelihood with a weak prior.
-
-    Args:
-        means: figure by model, table by table.
-        rising: True where smaller is better.
-    """
-    names = sorted({name for table in means for name in table})
-    rating = np.zeros(len(names))
-    for _ in range(2000):
-        slope = -rating * 1e-2
-        for table in means:
-            for i, one in enumerate(names):
-                for j, other in enumerate(names):
-                    if i == j or one not in table or other not in table:
-                        continue
-                    better = table[one] < table[other] if rising else table[one] > table[other]
-                    won = 0.5 if table[one] == table[other] else float(better)
-                    slope[i] += won - 1 / (1 + math.exp(rating[j] - rating[i]))
-        rating += 0.05 * slope
-    return {name: 1000 + 400 / math.log(10) * one for name, one in zip(names, rating, strict=True)}
-
-
-def report(records: Sequence[Figures]) -> str:
-    """Tables of scores and losses, mean ranks, ratings, wins beyond a standard error, times."""
-    models = [name for name in MODELS if any(one["model"] == name for one in records)]
-    tables = list(dict.fromkeys(one["table"] for one in records))
-    found: dict[tuple[str, str], list[Figures]] = {}
-    for one in records:
-        found.setdefault((one["table"], one["model"]), []).append(one)
+def report(records: Sequence[Figures], folds: Sequence[int]) -> str:
+    """Write mean ranks, ratings, wins beyond a standard error and times of models that have all these folds."""
+    kept = complete(records, folds)
+    models = [name for name in MODELS if any(one["model"] == name for one in kept)]
     lines = []
-    for figure, rising in (("score", False), ("loss", True)):
-        means = [
-            {
-                model: statistics.fmean(one[figure] for one in found[table, model])
-                for model in models
-                if (table, model) in found
-            }
-            for table in tables
-        ]
-        for title, chosen in (("all models", models), ("networks", NETWORKS)):
-            limited = [{k: v for k, v in one.items() if k in chosen} for one in means]
-            placed = [ranks(one, rising=rising) for one in limited]
-            rated = elo(limited, rising=rising)
-            lines.append(f"\n{figure}, {title}: mean rank over {len(tables)} tables, Elo")
-            known = [name for name in models if name in chosen]
-            mean = {
-                name: statistics.fmean(one[name] for one in placed if name in one) for name in known
-            }
-            lines += [
-                f"  {name:20} {mean[name]:5.2f} {rated[name]:6.0f}"
-                for name in sorted(known, key=mean.__getitem__)
-            ]
-    lines.append(
-        "\ntable         model                  score     loss      ece    s     senn's wins (score, loss)"
-    )
-    for table in tables:
-        for model in models:
-            mine = found.get((table, model), [])
-            if not mine:
-                continue
-            mean = {
-                key: statistics.fmean(one[key] for one in mine)
-                for key in ("score", "loss", "seconds")
-            }
-            errors = [one["ece"] for one in mine if one["ece"] is not None]
-            ece = f"{statistics.fmean(errors):.4f}" if errors else "-"
-            lines.append(
-                f"{table:13} {model:20} {mean['score']:7.4f} {mean['loss']:10.4f} {ece:>7} {mean['seconds']:6.1f}  "
-                + _beside(found.get((table, "senn"), []), mine)
+    for figure in FIGURES:
+        rated = elo(kept, figure)
+        among = mean_ranks(kept, figure, NETWORKS)
+        lines.append(f"{figure}: mean rank, among networks, Elo, senn's tables ahead-level-behind")
+        for name, rank in mean_ranks(kept, figure, models).items():
+            own = f"{among[name]:5.2f}" if name in among else "    -"
+            beside = "-".join(map(str, wins(kept, figure, name)))
+            lines.append(f"  {name:20} {rank:5.2f} {own} {rated[name]:6.0f}  {beside}")
+    lines.append("senn's processor time over its, calibration error")
+    for name in models:
+        times, error = time_ratio(kept, name), mean_calibration(kept, name)
+        lines.append(f"  {name:20} {times:8.2f} {error:8.4f}")
+    for table in dict.fromkeys(one["table"] for one in kept):
+        for name in models:
+            mine = [one for one in kept if (one["table"], one["model"]) == (table, name)]
+            score, loss, seconds = (
+                statistics.fmean(one[key] for one in mine) for key in ("score", "loss", "seconds")
             )
-    lines += _ratios(found, models)
+            lines.append(f"{table:13} {name:20} {score:7.4f} {loss:10.4f} {seconds:6.1f} s")
     return "\n".join(lines)
-
-
-def _beside(ours: Sequence[Figures], theirs: Sequence[Figures]) -> str:
-    """Say whether senn is ahead (+) or behind (-) by more than a standard error of paired folds, or neither (0)."""
-    pairs = [
-        (one, other)
-        for one in ours
-        for other in theirs
-        if (one["fold"], one["seed"]) == (other["fold"], other["seed"])
-    ]
-    if len(pairs) < 2:
-        return ""
-    marks = ""
-    for figure, sign in (("score", 1), ("loss", -1)):
-        less = [sign * (one[figure] - other[figure]) for one, other in pairs]
-        error = statistics.stdev(less) / math.sqrt(len(less))
-        mean = statistics.fmean(less)
-        marks += "+" if mean > error else "-" if mean < -error else "0"
-    return marks
-
-
-def _ratios(found: Mapping[tuple[str, str], list[Figures]], models: Sequence[str]) -> list[str]:
-    """Processor time of senn over each model's, and mean calibration errors."""
-    lines = ["\nmodel                 senn's time over its   mean ece"]
-    tables = {table for table, _ in found}
-    for model in models:
-        both = [one for one in tables if (one, model) in found and (one, "senn") in found]
-        times = [
-            statistics.fmean(one["seconds"] for one in found[table, "senn"])
-            / max(1e-3, statistics.fmean(one["seconds"] for one in found[table, model]))
-            for table in both
-        ]
-        errors = [
-            one["ece"] for table in both for one in found[table, model] if one["ece"] is not None
-        ]
-        ece = f"{statistics.fmean(errors):.4f}" if errors else "-"
-        ratio = f"{statistics.median(times):10.2f}" if times else "-"
-        lines.append(f"{model:20} {ratio:>14} {ece:>16}")
-    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -364,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             records |= json.loads(path.read_text())
     if not arguments.report:
         run(arguments, records)
-    print(report([*records.values()]))
+    print(report([*records.values()], arguments.folds))
     return 0
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from equal_flops_page import equal_flops
 from lora_page import lora
 from results_frontier import smaller_sizes
+from results_models import models
 from results_paper import experiments
 from results_running import running
 from results_tables import table_sizes
@@ -33,6 +34,7 @@ Each command prints its table and writes a JSON file.
 python benchmarks/auto_size.py --seeds 5 --out auto_size.json
 python benchmarks/fit_digits.py --seeds 12 --out fit_digits.json
 python benchmarks/table_sizes.py --arms grown 128-128 --out table_sizes.json
+python benchmarks/tables.py --out tables.json                 # with LightGBM, XGBoost, CatBoost and pytabkit beside it
 python benchmarks/fit_images.py --out fit_images.json         # grown and fixed nets, on CIFAR-10 written out as files
 python benchmarks/growth_step.py --out growth_step.json       # pip install gromo==0.1.0 to compare with it
 python benchmarks/natural_gradient.py --out natural_gradient.json
@@ -437,6 +439,7 @@ def main() -> None:
     for section in tables:
         parts += section()
     parts += table_sizes([*stored("table_sizes").values()], table)
+    parts += models([*stored("tables").values()], table)
     parts += equal_flops(stored, is_stored, table)
     parts += lora(stored, is_stored, table)
     parts += smaller_sizes(stored, table)
