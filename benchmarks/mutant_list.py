@@ -340,7 +340,7 @@ MUTANTS = [
         ),
         (
             "a price that forgets the number of samples",
-            "return self.kappa * parameters / max(samples, 1)",
+            "return self.kappa * parameters / max(counted, 1)",
             "return self.kappa * parameters",
         ),
         (

@@ -90,7 +90,7 @@ class TestFit:
         assert any(line.startswith("epoch 20/20: loss ") for line in lines)
         assert lines[-10].split("  ")[0] == "test (36 rows)"
         assert lines[-9].startswith("accuracy ")
-        assert lines[-2].startswith(("pruned without training, ", "without training no unit"))
+        assert lines[-2].startswith(("one network, pruned without", "without training no unit"))
         assert lines[-1].startswith("written to runs/wine: ")
 
     def test_quiet(self, home, capsys):

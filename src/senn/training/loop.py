@@ -71,7 +71,7 @@ def fit_model(
             inputs=inputs,
             checkpointer=checkpointer,
             threads=threads,
-            members=members or MemberPlan(),
+            members=members,
             clock=clock,
         )
         return training.run()

@@ -68,7 +68,7 @@ class Training(ResumableRun):
         inputs: Inputs,
         checkpointer: Checkpointer | None,
         threads: RunThreads,
-        members: MemberPlan,
+        members: MemberPlan | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
@@ -76,7 +76,7 @@ class Training(ResumableRun):
         self.checkpointer, self.device = checkpointer, rows.x.device
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
-        self.inputs, self.members = inputs, members
+        self.inputs, self.members = inputs, members or MemberPlan()
         self.threads, config = threads, recipe.plan(len(rows))
         threads.choose(self.step_flops, model, step=0)
         communicator = None if checkpointer is None else checkpointer.communicator

@@ -29,7 +29,7 @@ HEAVY = 8.0
 """Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
 normal ones, 64 for exp(2.5 z))."""
 
-FENCE = 5.0
+FENCE = 6.0
 """How many times as far from the median as the outer hundredth a number to predict may lie."""
 
 ADDED_TO_TARGET = {"style": asdict(PLAIN), "note": "", "low": None, "high": None}
@@ -270,28 +270,28 @@ def fences(values: Floats) -> tuple[float, float]:
     """Find between which numbers targets are taken as they are; what lies outside is taken for a mistake.
 
     The outer hundredths are looked at apart, since a few wild numbers can't move them: a number counts as wild if it is
-    `FENCE` times as far from the median. Of normal numbers none is (12 standard deviations), nor of log-normal ones of
+    `FENCE` times as far from the median. Of normal numbers none is (14 standard deviations), nor of log-normal ones of
     unit deviation; of numbers most of which are one, and of heavy-tailed ones, none is either: far ones belong to them.
 
     Args:
         values: (n,) numbers, at least one.
 
     Returns:
-        The smallest and largest number, or the fence on a side on which numbers lie outside.
+        The smallest and the largest number that isn't wild.
 
     >>> fences(np.array([*range(1000), 5e9]))
-    (0.0, 2950.0)
+    (0.0, 999.0)
     """
     levels = np.quantile(values / 2, [0.01, 0.25, 0.5, 0.75, 0.99])
     low, first, middle, third, high = (float(one) for one in levels)
     least, most = float(values.min()), float(values.max())
     if high - low > HEAVY * (third - first) > 0:
         return least, most
-    with np.errstate(over="ignore"):
-        if low < middle:
-            least = max(least, float(2 * (middle - FENCE * (middle - low))))
-        if middle < high:
-            most = min(most, float(2 * (middle + FENCE * (high - middle))))
+    with np.errstate(over="ignore"):  # what overflows is beyond all numbers
+        below = 2 * (middle - FENCE * (middle - low)) if low < middle else least
+        above = 2 * (middle + FENCE * (high - middle)) if middle < high else most
+    believed = values[(values >= below) & (values <= above)]
+    least, most = float(believed.min()), float(believed.max())
     return least, most
 
 

@@ -79,7 +79,7 @@ def encoding_of(stream: BinaryIO, named: str = "") -> str:
         named: encoding that the user names; only a byte order mark weighs more.
 
     Returns:
-        Name of the encoding: by its mark, what was named, or UTF-16 or UTF-8 if it is that; else "".
+        Name of the encoding: by its mark, what was named, UTF-16 or UTF-8 if it is that; else "".
 
     Raises:
         ValueError: it isn't text.
