@@ -22,6 +22,10 @@ MOST_CANDIDATES = 64
 """Possible new units of a pair in one round."""
 
 
+_LEAST_VARIANCE = 1e-4
+"""Share of a candidate's damped variance that it is taken to have at least."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScoredPair:
     """A pair with its factors and what could be added to it.
@@ -69,7 +73,9 @@ class ScoredPair:
         An optimizer that moves all of B equally far then moves the outputs equally far through each unit.
         """
         variances = [((one @ self.factors.A) * one).sum(1) for one in (self.down, rows)]
-        return (variances[0].mean() / variances[1]).sqrt()[:, None]
+        # With the damping a candidate varies by 1; where inputs hardly vary along it, rounding may leave less than 0.
+        own = variances[1].clamp_min(_LEAST_VARIANCE)
+        return (variances[0].mean() / own).sqrt()[:, None]
 
     def step(self, receipt: Receipt, change: RankChange) -> BirthStep:
         """Return the natural step of the new columns of B, at the scale that the new rows of A have.
