@@ -60,10 +60,10 @@ def read(name: str) -> tuple[pd.DataFrame, np.ndarray[Any, Any]]:
     return frame, target.to_numpy(float) if is_number else LabelEncoder().fit_transform(target)
 
 
-def folds(
+def split(
     frame: pd.DataFrame, y: np.ndarray[Any, Any], *, is_regression: bool, tuning: bool
-) -> list[tuple[np.ndarray[Any, Any], ...]]:
-    """Training inputs and targets, then those that scores are measured on, fold by fold."""
+) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
+    """Rows to train on and rows that scores are measured on, fold by fold."""
     kind = KFold if is_regression else StratifiedKFold
     found = []
     for train, test in kind(FOLDS, shuffle=True, random_state=0).split(frame, y):
@@ -71,6 +71,16 @@ def folds(
             train, test = train_test_split(
                 train, test_size=0.2, random_state=1, stratify=None if is_regression else y[train]
             )
+        found.append((train, test))
+    return found
+
+
+def folds(
+    frame: pd.DataFrame, y: np.ndarray[Any, Any], *, is_regression: bool, tuning: bool
+) -> list[tuple[np.ndarray[Any, Any], ...]]:
+    """Training inputs and targets, then those that scores are measured on, fold by fold."""
+    found = []
+    for train, test in split(frame, y, is_regression=is_regression, tuning=tuning):
         x, others = frame.iloc[train], frame.iloc[test]
         numbers = [column for column in frame if frame[column].dtype.kind in "iufb"]
         words = [column for column in frame if column not in numbers]

@@ -37,7 +37,6 @@ from sklearn.ensemble import (
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.metrics import log_loss, r2_score, root_mean_squared_error
-from sklearn.model_selection import KFold, StratifiedKFold, train_test_split
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
@@ -51,7 +50,7 @@ from table_ranks import (
     time_ratio,
     wins,
 )
-from table_sizes import FOLDS, REGRESSION, TABLES, read
+from table_sizes import FOLDS, REGRESSION, TABLES, read, split
 
 from senn import SENNClassifier, SENNRegressor
 from senn.cli.metrics import calibration_error
@@ -158,21 +157,6 @@ MODELS: Mapping[str, tuple[str, Maker]] = {
     "linear": ("encoded", linear),
 }
 """How a model takes its inputs, and what makes it."""
-
-
-def split(
-    frame: pd.DataFrame, y: np.ndarray[Any, Any], *, is_regression: bool, tuning: bool
-) -> list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]]:
-    """Rows to train on and rows to score on, fold by fold, as of `table_sizes.folds`."""
-    kind = KFold if is_regression else StratifiedKFold
-    found = []
-    for train, test in kind(FOLDS, shuffle=True, random_state=0).split(frame, y):
-        if tuning:
-            train, test = train_test_split(
-                train, test_size=0.2, random_state=1, stratify=None if is_regression else y[train]
-            )
-        found.append((train, test))
-    return found
 
 
 def fit(

@@ -80,7 +80,7 @@ def digits() -> Iterator[str]:
     found = stored("fit_digits")
     command = f"python benchmarks/fit_digits.py --seeds {len(found['runs'])}"
     yield f"## `senn fit digits`\n\n`{command}`\n"
-    yield "The mean of eight networks of the widths that were found; parameters are those of all.\n"
+    yield "An ensemble of networks of the widths that were found; parameters are those of all.\n"
     rows = [
         (r["seed"], f"{r['test'][found['metric']]:.4f}", r["architecture"], r["parameters"], f"{r['seconds']:.1f}",
          f"{r['loss_change']:.1e}") for r in found["runs"]

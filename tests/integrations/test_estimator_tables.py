@@ -150,6 +150,15 @@ def test_intervals_hold_as_many_targets_as_they_promise():
         quick(validation_fraction=0.0).fit(x, y).predict_interval(new)
 
 
+def test_a_network_that_goes_on_has_no_rows_left_that_it_has_not_seen():
+    x, y = table()
+    model = quick().fit(x, y)
+    model.partial_fit(x, y)
+    assert not hasattr(model, "feature_importances_")
+    with pytest.raises(SennError, match="predict_interval needs rows that training didn't see"):
+        model.predict_interval(x)
+
+
 def test_intervals_of_several_targets_have_the_shape_of_the_targets():
     x, y = table()
     both = np.column_stack([y, -100 * y])

@@ -56,7 +56,7 @@ _SETTINGS = {
 }
 
 _MOST_KEPT = 1000
-"""Validation rows that a fitted estimator keeps, for the importance of its inputs and for intervals."""
+"""Validation rows that a fitted estimator keeps, for the importance of its inputs."""
 
 
 # scikit-learn reads an estimator's parameters off the signature of `__init__`. A dataclass generates that from its
@@ -181,6 +181,8 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             threads.choose(partial(online.step_flops, rows), online.model, online.step)
             records = online.partial_fit(rows, self._encode(y), torch.from_numpy(weight))
         self.model_ = online.model
+        # Rows that `fit` held out may be among those of later passes, and errors on them are of a former network.
+        self._unseen, self._validation_rows = None, ((), np.empty(0))
         self.history_ = [*getattr(self, "history_", []), *records]
         self.architecture_ = self.model_.hidden
         self.n_iter_ = getattr(self, "n_iter_", 0) + 1

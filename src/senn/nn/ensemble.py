@@ -11,8 +11,7 @@ from torch import Tensor, nn
 class Ensemble(nn.Module):
     """Networks whose outputs are averaged: numbers, or logits of classes.
 
-    The softmax of a mean of logits is the normalized geometric mean of the probabilities. On seven tables it is level
-    with their arithmetic mean where the members' own probabilities are honest, and closer to frequencies of classes.
+    The softmax of a mean of logits is the normalized geometric mean of the probabilities.
 
     Args:
         members: networks with inputs and outputs of the same shapes, at least one.

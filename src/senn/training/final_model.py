@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -135,7 +134,7 @@ def _with_members(
         # A run that was interrupted here has told it before.
         if not any(one["event"] == "members" for one in training.state.history):
             training.tell(members_record(training.members.count, training.state))
-        ensemble, unseen = ensemble_of(
+        found = train_members(
             model,
             training.rows,
             training.held_out,
@@ -148,7 +147,10 @@ def _with_members(
         )
     except KeyboardInterrupt:
         return model, alone, True
-    return ensemble, unseen, False
+    unseen = alone
+    if alone is not None and training.members.cross_fits:
+        unseen = torch.cat([alone[0], found.outputs]), torch.cat([alone[1], found.targets])
+    return Ensemble([model, *found.models]).eval(), unseen, False
 
 
 def _frontier(training: FinishedRun, model: nn.Module) -> Frontier | None:
@@ -210,49 +212,3 @@ def unseen_outputs(model: nn.Module, held_out: Rows | None) -> tuple[Tensor, Ten
     if held_out is None or not isinstance(model, MLP):
         return None
     return model(held_out.x), held_out.y
-
-
-def ensemble_of(
-    model: MLP,
-    rows: Rows,
-    held_out: Rows | None,
-    plan: MemberPlan,
-    *,
-    task: Task,
-    recipe: TrainConfig,
-    epochs: int,
-    batches: int,
-    pause: Callable[[], None],
-) -> tuple[Ensemble, tuple[Tensor, Tensor] | None]:
-    """Train further networks of a size that was found, and average all of them.
-
-    Args:
-        model: the network that has the size; a member.
-        rows: rows that it was trained on.
-        held_out: rows that it was validated on; None for none.
-        plan: number of members.
-        task: `classification` or `regression`.
-        recipe: optimizer, schedule and seed.
-        epochs: passes over the data.
-        batches: optimizer steps of an epoch.
-        pause: called between steps; it may raise an interruption.
-
-    Returns:
-        The ensemble; and outputs (n, outputs) of a member for each row that it wasn't trained on, with the targets of
-        these rows: None where no row is held out.
-    """
-    found = train_members(
-        model,
-        rows,
-        held_out,
-        plan,
-        task=task,
-        recipe=recipe,
-        epochs=epochs,
-        batches=batches,
-        pause=pause,
-    )
-    unseen = unseen_outputs(model, held_out)
-    if unseen is not None and plan.cross_fits:
-        unseen = torch.cat([unseen[0], found.outputs]), torch.cat([unseen[1], found.targets])
-    return Ensemble([model, *found.models]).eval(), unseen

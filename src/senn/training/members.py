@@ -26,7 +26,7 @@ from senn.training.train_config import Task, TrainConfig
 from senn.training.validation import monitored, output_scale, rank
 
 MOST_MEMBERS = 8
-"""Members of an ensemble whose number isn't given: four have two thirds of the gain (`benchmarks/tables.py`)."""
+"""Members of an ensemble whose number isn't given; what they bring is in docs/results.md (`benchmarks/tables.py`)."""
 
 MANY_ROWS = 20_000
 """Rows up to which that many are trained; up to five times as many rows have half of them, larger tables none."""
