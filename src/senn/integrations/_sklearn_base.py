@@ -58,6 +58,9 @@ _SETTINGS = {
 _MOST_KEPT = 1000
 """Validation rows that a fitted estimator keeps, for the importance of its inputs."""
 
+_NO_ROWS: tuple[Any, Array] = ((), np.empty(0))
+"""Kept rows and targets of an estimator that held none out."""
+
 
 # scikit-learn reads an estimator's parameters off the signature of `__init__`. A dataclass generates that from its
 # fields, those of its base included, so each parameter stands once. `hidden` may be given by position.
@@ -182,7 +185,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             records = online.partial_fit(rows, self._encode(y), torch.from_numpy(weight))
         self.model_ = online.model
         # Rows that `fit` held out may be among those of later passes, and errors on them are of a former network.
-        self._unseen, self._validation_rows = None, ((), np.empty(0))
+        self._unseen, self._validation_rows = None, _NO_ROWS
         self.history_ = [*getattr(self, "history_", []), *records]
         self.architecture_ = self.model_.hidden
         self.n_iter_ = getattr(self, "n_iter_", 0) + 1
@@ -277,8 +280,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         Raises:
             AttributeError: the estimator isn't fitted, or fit held no rows out for validation.
         """
-        none: tuple[Any, Array] = ((), np.empty(0))
-        X, y = getattr(self, "_validation_rows", none)
+        X, y = getattr(self, "_validation_rows", _NO_ROWS)
         if not len(y):
             raise AttributeError(
                 "the importance of features needs rows that training didn't see, and fit held none out for validation"
