@@ -105,6 +105,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "threads": (0, 1.5),
         "calibrate": (1, None),
         "members": (0, 1.5),
+        "target_transform": ("log", 1),
         "frontier": (1, None),
         "seed": (None, 2**64),
     },

@@ -16,7 +16,7 @@ from senn.checkpoint.construct import json_arguments
 from senn.checkpoint.constructors import CONSTRUCTORS, CONTAINERS
 from senn.errors import SennError, UnsupportedError
 from senn.graph import analyze
-from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual, SinhOutput
 from senn.surgery import transaction
 
 ROW, SEQUENCE, IMAGE, VOLUME = (2, 4), (2, 4, 6), (2, 4, 6, 6), (2, 4, 4, 4, 4)
@@ -140,6 +140,7 @@ SAMPLES = [
     (nn.Unfold(2, padding=1), IMAGE),
     (nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), Residual(nn.Linear(3, 3)))), ROW),
     (Ensemble([nn.Linear(4, 3), MLP(4, (2,), 3)]), ROW),
+    (SinhOutput.fit(MLP(4, (2,), 3), torch.arange(15.0).view(5, 3).exp()), ROW),
     (MLP(4, (3,), 2, norm="batch", shortcut=True), ROW),
     (ConvNet(4, ((3,), (5, 2)), 2), IMAGE),
     (DenseConvNet(4, ((3, 2), (2,)), 3, bias=True), IMAGE),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from senn.errors import UnsupportedError
-from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual, SinhOutput
 
 Arguments = tuple[str, ...]
 Class = type[nn.Module]
@@ -204,6 +204,9 @@ CONTAINERS: dict[Class, _Maker] = {
     DenseConvNet: lambda parts, shapes: DenseConvNet(1, ((1,),), 1),
     Residual: lambda parts, shapes: Residual(nn.Identity()),
     Ensemble: lambda parts, shapes: Ensemble(()),
+    SinhOutput: lambda parts, shapes: SinhOutput(
+        nn.Identity(), **{name: torch.empty(shape) for name, shape in shapes.items()}
+    ),
 }
 """Classes that are made from what they hold: names of their children, shapes of their own tensors."""
 

@@ -18,7 +18,7 @@ from senn.data.tabular.continued_target import continued
 from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.table_encoder import check_names
 from senn.errors import SennError
-from senn.nn import MLP, Ensemble
+from senn.nn import MLP, Ensemble, SinhOutput
 from senn.runs import FitOptions
 from senn.runs.fit_options import option_name
 from senn.surgery import add_outputs
@@ -40,7 +40,7 @@ class ContinuedRun:
     """
 
     folder: str
-    model: MLP
+    model: MLP | SinhOutput
     encoder: TableEncoder
 
     @classmethod
@@ -60,7 +60,7 @@ class ContinuedRun:
         if folder is None:
             return None
         model, encoder = _first_network(folder)
-        if not isinstance(encoder, TableEncoder) or not isinstance(model, MLP):
+        if not isinstance(encoder, TableEncoder) or not isinstance(model, MLP | SinhOutput):
             raise SennError(f"the run in {folder!r} is none of a table, so it can't go on with one")
         record = options.to_dict()
         for name in _DECIDED:
@@ -92,7 +92,7 @@ class ContinuedRun:
         """Return the target with the classes of the run and those that are new in some cells."""
         return continued(self.encoder.target, cells)
 
-    def network(self, target: Target, x: Tensor) -> MLP:
+    def network(self, target: Target, x: Tensor) -> MLP | SinhOutput:
         """Return the network, with outputs for new classes.
 
         Args:
@@ -107,7 +107,7 @@ class ContinuedRun:
         new = target.outputs - self.encoder.target.outputs
         if new:
             add_outputs(model, new, x[:256])
-        assert isinstance(model, MLP)  # as `read` has found
+        assert isinstance(model, MLP | SinhOutput)  # as `read` has found
         return model.train()
 
     def recipe(self, recipe: TrainConfig) -> TrainConfig:

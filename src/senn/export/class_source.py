@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual
+from senn.nn import MLP, ConvNet, DenseConvNet, Ensemble, Rational, Residual, SinhOutput
 
 # These repeat the forwards of `senn.nn`; tests/export/test_export_source.py compares their outputs bit for bit.
 _RATIONAL = '''\
@@ -39,6 +39,10 @@ _FORWARDS: Mapping[type[nn.Module], tuple[str, ...]] = {
     ),
     Residual: ("return x + self.branch(x)",),
     Ensemble: ("return torch.stack([member(x) for member in self.members]).mean(0)",),
+    SinhOutput: (
+        "argument = (self.mean + self.scale * self.network(x)).clamp(-80, 80)",
+        "return self.center + self.spread * argument.sinh()",
+    ),
 }
 _SUMMARIES: Mapping[type[nn.Module], str] = {
     MLP: "A multilayer perceptron, (..., features) to (..., outputs).",
@@ -46,6 +50,7 @@ _SUMMARIES: Mapping[type[nn.Module], str] = {
     DenseConvNet: "Blocks in which each layer reads all earlier ones, (N, C, H, W) to (N, outputs).",
     Residual: "x + branch(x).",
     Ensemble: "Networks whose outputs are averaged.",
+    SinhOutput: "A network whose targets are known by their inverse hyperbolic sine.",
 }
 
 KNOWN = (*_FORWARDS, Rational)
@@ -54,6 +59,14 @@ KNOWN = (*_FORWARDS, Rational)
 def parts(module: nn.Module) -> dict[str, nn.Module]:
     """Return the children of a module by name."""
     return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def buffer_lines(module: nn.Module) -> list[str]:
+    """Return the lines of a constructor that make a network's own buffers, of the right shapes."""
+    return [
+        f'self.register_buffer("{name}", torch.zeros({", ".join(map(str, one.shape))}))'
+        for name, one in module.named_buffers(recurse=False)
+    ]
 
 
 def _has_shortcut(module: nn.Module) -> bool:
@@ -94,6 +107,7 @@ def helper_class(name: str, module: nn.Module) -> str:
         "        super().__init__()",
     ]
     lines += [f"        self.{part} = {part}" for part in names]
+    lines += [f"        {line}" for line in buffer_lines(module)]
     lines += ["", "    def forward(self, x):"]
     lines += [f"        {line}" for line in forward_lines(module)]
     return "\n".join(lines) + "\n"

@@ -13,6 +13,7 @@ from senn.checkpoint.schema import join
 from senn.errors import SennError, UnsupportedError
 from senn.export.class_source import (
     KNOWN,
+    buffer_lines,
     forward_lines,
     helper_class,
     helper_name,
@@ -177,6 +178,7 @@ class _SourceWriter:
             has_stages = cls is ConvNet and part == "body" and type(child) is nn.Sequential
             value = self.expression(child, part, stage_notes(child) if has_stages else None)
             lines += format_lines(value, 8, f"self.{part} = ")
+        lines += [f"        {line}" for line in buffer_lines(model)]
         lines += [*self._end(), "", "    def forward(self, x):"]
         return [*lines, *(f"        {line}" for line in forward_lines(model))]
 

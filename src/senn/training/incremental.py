@@ -11,9 +11,10 @@ from torch import Tensor
 from senn._records import reading_state
 from senn.checkpoint.model_state import State
 from senn.errors import DivergenceError
-from senn.nn import MLP, Ensemble
+from senn.nn import MLP, Ensemble, SinhOutput
 from senn.schedule import GrowthSchedule
 from senn.training.batches import Rows
+from senn.training.heavy_targets import network_in
 from senn.training.round_records import Record, RoundRecorder
 from senn.training.threads import step_flops
 from senn.training.train_config import Task, TrainConfig
@@ -32,10 +33,11 @@ class IncrementalTrainer:
         SennError: the optimizer or the policy is unknown.
     """
 
-    def __init__(self, model: MLP | Ensemble, recipe: TrainConfig, task: Task) -> None:
+    def __init__(self, model: MLP | Ensemble | SinhOutput, recipe: TrainConfig, task: Task) -> None:
         self.model = model
         self.recipe = recipe
-        self.learner = TrainStep(model, recipe, task, samples=0)
+        learning, self._transform = network_in(model)
+        self.learner = TrainStep(learning, recipe, task, samples=0)
         self.generator = torch.Generator().manual_seed(recipe.seed)
         self.step = self.passes = 0
         self.rounds = GrowthSchedule(recipe)
@@ -59,6 +61,8 @@ class IncrementalTrainer:
         """
         if weight is not None:
             weight = None if (weight == weight[0]).all() else (weight / weight.mean()).to(x)
+        if self._transform is not None:
+            y = self._transform.transform(y)
         rows = Rows(x=x, y=y, weight=weight)
         # A parameter is worth its price if it helps on all rows seen so far, not on these alone.
         self.learner.samples += len(rows)

@@ -34,6 +34,8 @@ class Metric:
         positive: number of the class that a score of two classes, such as `f1`, counts as positive.
         mean: added to the numbers of a standardized target, so that the score is in its own unit.
         scale: unit of the standardized target.
+        restore: makes standardized targets (n, k) of transformed ones, as which a network learns them; None where it
+            learns them as they are.
 
     Raises:
         SennError: scikit-learn has no such score, or it doesn't suit the task; the sentence names those that do.
@@ -53,6 +55,7 @@ class Metric:
     positive: int = 1
     mean: float = 0.0
     scale: float = 1.0
+    restore: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         reason = self._complaint()
@@ -73,7 +76,10 @@ class Metric:
         Returns:
             The score; NaN where it isn't defined, as a ROC curve of a single class.
         """
-        values = outputs.detach().double().cpu()
+        values = outputs.detach()
+        if self.restore is not None:
+            values, targets = self.restore(values), self.restore(targets)
+        values = values.double().cpu()
         weights = None if weight is None else weight.double().cpu().numpy()
         if self.task == "classification":
             return self.of(values.softmax(-1).numpy(), targets.cpu().numpy(), weights)

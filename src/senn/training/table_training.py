@@ -9,10 +9,11 @@ from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError
-from senn.nn import MLP
+from senn.nn import MLP, SinhOutput
 from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
+from senn.training.heavy_targets import in_own_unit, network_in, transform_of, transformed_recipe
 from senn.training.loop import fit_model
 from senn.training.members import MemberPlan, plan_members
 from senn.training.run_state import Checkpointer
@@ -32,7 +33,7 @@ def train(
     validation: tuple[Tensor, Tensor] | Tensor | None = None,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
-    model: MLP | None = None,
+    model: MLP | SinhOutput | None = None,
 ) -> TrainResult:
     """Train a network that finds its own size on a table held in memory.
 
@@ -76,16 +77,20 @@ def train(
         # that they don't depend on how many numbers a model draws.
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
+        transform, begun = _transform(y, model, recipe, task)
+        if transform is not None:
+            y, recipe = transform.transform(y), transformed_recipe(recipe, transform)
         training, held_out = partition(
             x, y, recipe, sample_weight=sample_weight, validation=validation, generator=generator
         )
         # In the precision, and on the device, of the data.
-        begun = build_model(x.shape[1], outputs, recipe) if model is None else model
+        if begun is None:
+            begun = build_model(x.shape[1], outputs, recipe)
         # Beside a network that goes on there are none: fresh ones would not know what it has learned before.
         members = MemberPlan()
         if model is None:
             members = plan_members(recipe, len(x), cross_fits=validation is None)
-        return fit_model(
+        result = fit_model(
             begun.to(x),
             training,
             held_out,
@@ -96,6 +101,20 @@ def train(
             checkpointer=checkpointer,
             members=members,
         )
+    if transform is None:
+        return result
+    return in_own_unit(result, transform, held_out, recipe)
+
+
+def _transform(
+    y: Tensor, model: MLP | SinhOutput | None, recipe: TrainConfig, task: Task
+) -> tuple[SinhOutput | None, MLP | None]:
+    """Find how targets are transformed, and the network that learns them; None for none, and for a fresh one."""
+    if isinstance(model, SinhOutput):
+        inner, _ = network_in(model.to(y))
+        assert isinstance(inner, MLP)  # as of a table
+        return model, inner
+    return (transform_of(y, recipe, task) if model is None else None), model
 
 
 # All of these would fail later, in torch, in words that name neither the argument nor the cause.

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from senn.data.tabular.cells import Floats
-from senn.data.tabular.target import HEAVY, Task
+from senn.data.tabular.target import Task
+from senn.data.tails import HEAVY
 
 FARTHEST = 1e6
 """Standardized numbers are clipped to this size, so that a wild but finite cell can't overflow float32."""

@@ -15,7 +15,8 @@ from senn.data.tabular.cells import numbers
 from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.number_scale import NumberScale
 from senn.data.tabular.table_encoder import TableEncoder
-from senn.data.tabular.target import HEAVY, Target
+from senn.data.tabular.target import Target
+from senn.data.tails import is_heavy_tailed
 
 FEWEST = 20
 """Rows below which an even column, or one that decides the target, may be chance."""
@@ -266,7 +267,6 @@ def tail_note(target: Target, cells: pd.Series[Any]) -> list[str]:
     if target.task == "classification":
         return []
     values = numbers(target.name, cells, target.style)
-    low, first, median, third, high = np.quantile(values, [0.01, 0.25, 0.5, 0.75, 0.99])
     if target.low is not None and target.high is not None:
         wild = values[(values < target.low) | (values > target.high)]
         if len(wild):
@@ -275,12 +275,12 @@ def tail_note(target: Target, cells: pd.Series[Any]) -> list[str]:
                 f"target {target.name!r} has {count} far outside all others, such as {wild[0]:g}: training takes what "
                 f"is below {target.low:g} or above {target.high:g} for that"
             ]
-    if 0 < HEAVY * (third - first) < high - low:
-        words = "; its logarithm may be predicted better" * bool(values.min() > 0)
+    if is_heavy_tailed(values):
         return [
-            f"target {target.name!r} is heavy-tailed, so its largest numbers decide the error that is minimized{words}"
+            f"target {target.name!r} is heavy-tailed: its inverse hyperbolic sine is learned, so that the largest "
+            "numbers don't decide all, and scores before the end of training are of that"
         ]
-    distance = np.abs(values - median)
+    distance = np.abs(values - np.median(values))
     count_far = int((distance > _FAR * NumberScale.fit(values).scale).sum())
     if not count_far:
         return []

@@ -13,6 +13,7 @@ from senn._records import from_dict
 from senn.data.tabular.cell_texts import MISSING_MARKS, NEVER_A_CLASS, finder
 from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, numbers, shown, text
 from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
+from senn.data.tails import is_heavy_tailed
 from senn.errors import SennError
 
 Task = Literal["classification", "regression"]
@@ -24,10 +25,6 @@ FEW_VALUES = 20
 
 FEWEST_LABELS, SMALLEST_SHARE = 100, 0.1
 """With fewer labels, in a smaller share of the rows, a table is refused rather than cut down to the others."""
-
-HEAVY = 8.0
-"""Numbers are heavy-tailed if 98 % of them spread over more than so many times what the middle half does (3.4 for
-normal ones, 64 for exp(2.5 z))."""
 
 FENCE = 6.0
 """How many times as far from the median as the outer hundredth a number to predict may lie."""
@@ -282,11 +279,10 @@ def fences(values: Floats) -> tuple[float, float]:
     >>> fences(np.array([*range(1000), 5e9]))
     (0.0, 999.0)
     """
-    levels = np.quantile(values / 2, [0.01, 0.25, 0.5, 0.75, 0.99])
-    low, first, middle, third, high = (float(one) for one in levels)
     least, most = float(values.min()), float(values.max())
-    if high - low > HEAVY * (third - first) > 0:
+    if is_heavy_tailed(values):
         return least, most
+    low, middle, high = (float(one) for one in np.quantile(values / 2, [0.01, 0.5, 0.99]))
     with np.errstate(over="ignore"):  # what overflows is beyond all numbers
         below = 2 * (middle - FENCE * (middle - low)) if low < middle else least
         above = 2 * (middle + FENCE * (high - middle)) if middle < high else most
