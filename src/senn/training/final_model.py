@@ -13,6 +13,7 @@ from senn.events import Frontier
 from senn.nn import MLP, ConvNet, Ensemble
 from senn.training.batches import Inputs, Rows
 from senn.training.kept_frontier import kept_frontier
+from senn.training.linear_model import better_linear_model
 from senn.training.members import MemberPlan, train_members
 from senn.training.round_records import Record
 from senn.training.run_records import members_record
@@ -23,6 +24,9 @@ from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult, architecture, count_parameters
 from senn.training.train_step import TrainStep
 from senn.training.validation import Validation, output_scale
+
+LINEAR = "a linear model is kept: on the validation rows it is better than the network, by more than noise"
+"""Sentence on a run that keeps a linear model."""
 
 
 class FinishedRun(Protocol):
@@ -87,6 +91,9 @@ def result_of(training: FinishedRun, *, interrupted: bool) -> tuple[TrainResult,
         )
         if factor < 1 and (validation := training.validate(model)) is not None:
             figures = validation.figures
+        if (linear := _linear(training, model)) is not None:
+            (model, found), factor = linear, 1.0
+            figures, why = found.figures, LINEAR
         sizes = _frontier(training, model)
         model, unseen, interrupted = _with_members(training, model)
         reason = "interrupted" if interrupted else reason
@@ -109,6 +116,14 @@ def result_of(training: FinishedRun, *, interrupted: bool) -> tuple[TrainResult,
     return run, reason
 
 
+def _linear(training: FinishedRun, model: nn.Module) -> tuple[MLP, Validation] | None:
+    """Fit a linear model that is kept instead of a network; None where that isn't wanted, or no better."""
+    if not training.members.allows_linear or not isinstance(model, MLP):
+        return None
+    recipe, task = training.recipe, training.task
+    return better_linear_model(model, training.rows, training.validate, task, recipe)
+
+
 def _with_members(
     training: FinishedRun, model: nn.Module
 ) -> tuple[nn.Module, tuple[Tensor, Tensor] | None, bool]:
@@ -123,7 +138,7 @@ def _with_members(
         interrupt has ended it, so that the network stays alone.
     """
     alone, limit = unseen_outputs(model, training.held_out), training.recipe.max_seconds
-    if training.members.count < 2 or not isinstance(model, MLP):
+    if training.members.count < 2 or not isinstance(model, MLP) or not model.hidden:
         return model, alone, False
     seconds = training.state.seconds
     if limit is not None and 2 * seconds > limit:
@@ -155,6 +170,8 @@ def _with_members(
 
 def _frontier(training: FinishedRun, model: nn.Module) -> Frontier | None:
     """Measure the network that is kept at smaller sizes; None if that isn't wanted or can't be."""
+    if isinstance(model, MLP) and not model.hidden:
+        return None
     if training.recipe.frontier and not training.time.has_time_for_frontier():
         training.tell_fault(
             "sizes below the one that is kept weren't measured: there is no time for it"

@@ -39,10 +39,12 @@ class MemberPlan:
     Attributes:
         count: number of networks, the run's own included.
         cross_fits: True to let each hold out other rows for its validation; False for those of the run.
+        allows_linear: True to keep a linear model instead, and alone, where that is better.
     """
 
     count: int = 1
     cross_fits: bool = False
+    allows_linear: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,17 +79,20 @@ def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberP
         obstacle = f"the optimizer {recipe.optimizer!r}"
     elif recipe.average is not None:
         obstacle = f"average={recipe.average!r}"
+    limits = (recipe.max_params, recipe.max_flops, recipe.max_width)
+    is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
+    is_free = recipe.grow and not is_paper and all(one is None for one in limits)
+    allows_linear = is_free and "prune" in recipe.moves_of(is_table=True)
     if recipe.members is not None:
         if recipe.members > 1 and obstacle:
             raise SennError(f"members={recipe.members} can't be combined with {obstacle}")
-        return MemberPlan(count=recipe.members, cross_fits=cross_fits)
-    limits = (recipe.max_params, recipe.max_flops, recipe.max_width, recipe.max_seconds)
-    is_limited = not recipe.grow or any(one is not None for one in limits)
-    is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
-    if obstacle or is_limited or is_paper or rows > 5 * MANY_ROWS:
-        return MemberPlan()
-    count = MOST_MEMBERS if rows <= MANY_ROWS else MOST_MEMBERS // 2
-    return MemberPlan(count=count, cross_fits=cross_fits)
+        count = recipe.members
+    else:
+        is_limited = not is_free or recipe.max_seconds is not None
+        count = MOST_MEMBERS if rows <= MANY_ROWS else MOST_MEMBERS // 2
+        if obstacle or is_limited or rows > 5 * MANY_ROWS:
+            return MemberPlan(allows_linear=allows_linear)
+    return MemberPlan(count=count, cross_fits=cross_fits, allows_linear=allows_linear)
 
 
 def train_members(
