@@ -58,6 +58,9 @@ _SETTINGS = {
 _MOST_KEPT = 1000
 """Validation rows that a fitted estimator keeps, for the importance of its inputs."""
 
+_ROWS_AT_ONCE = 100_000
+"""Rows that are predicted at once: activations of a million would need gigabytes."""
+
 _NO_ROWS: tuple[Any, Array] = ((), np.empty(0))
 """Kept rows and targets of an estimator that held none out."""
 
@@ -131,7 +134,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             recipe = replace(recipe, grow=False, epochs=1)
         targets, held_out = self._encode(y), self._held_out(y, groups, recipe)
         run = train(
-            self._encoded(X).float(),
+            self._training_inputs(X),
             targets,
             task=self._task,
             outputs=self._outputs(),
@@ -173,7 +176,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         recipe = self._recipe() if online is None else online.recipe
         if not hasattr(self, "columns_"):
             self._fit_columns(X, weight, recipe, is_table=is_table)
-        rows = self._encoded(X).float()
+        rows = self._training_inputs(X)
         if online is None:
             model = getattr(self, "model_", None) or build_model(
                 rows.shape[1], self._outputs(), recipe
@@ -244,6 +247,9 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "columns_")
         return self._encoded(checked_table(self, X, reset=False)[0])
 
+    def _training_inputs(self, table: pd.DataFrame) -> torch.Tensor:
+        return torch.from_numpy(encode_columns(self.columns_, table, np.float32))
+
     def _encoded(self, table: pd.DataFrame) -> torch.Tensor:
         return torch.from_numpy(encode_columns(self.columns_, table))
 
@@ -257,8 +263,11 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
                 warn(sentence)
         # In float64: float32 products depend, in the last digit, on how many rows are predicted together.
         model = copy.deepcopy(self.model_).double().eval()
-        output: torch.Tensor = model(self._encoded(table))
-        return output
+        parts = (
+            table.iloc[start : start + _ROWS_AT_ONCE]
+            for start in range(0, len(table), _ROWS_AT_ONCE)
+        )
+        return torch.cat([model(self._encoded(part)) for part in parts])
 
     # -- validation rows
 

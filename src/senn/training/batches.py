@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -11,6 +12,9 @@ from torch import Tensor
 from senn.data.split import hold_out
 from senn.training.train_config import TrainConfig
 from senn.training.train_step import Batch
+
+_COPIED_AT_ONCE = 2**24
+"""Numbers of inputs up to which the rows of an epoch are put into their order at once, which is faster."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,17 @@ class Rows:
             return self
         return self.take(torch.randperm(len(self), generator=generator)[:most])
 
+    def in_order(self, order: Tensor, count: int) -> Sequence[Batch]:
+        """Split the rows, in some order, into `count` batches of nearly equal size.
+
+        Args:
+            order: (n,) numbers of the rows.
+            count: number of batches.
+        """
+        if self.x.numel() <= _COPIED_AT_ONCE:
+            return self.take(order).batches(count)
+        return _LaterBatches(self, torch.tensor_split(order, count))
+
     def batches(self, count: int) -> list[Batch]:
         """Split the rows into `count` batches of nearly equal size."""
         x = torch.tensor_split(self.x, count)
@@ -57,6 +72,26 @@ class Rows:
             return list(zip(x, y, strict=True))
         weight = torch.tensor_split(self.weight, count)
         return list(zip(x, y, weight, strict=True))
+
+
+class _LaterBatches(Sequence[Batch]):
+    """Batches that are read when they are asked for, so that a large table isn't copied in each epoch."""
+
+    def __init__(self, rows: Rows, parts: Sequence[Tensor]) -> None:
+        self._rows, self._parts = rows, parts
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, at: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(at, slice):
+            return _LaterBatches(self._rows, self._parts[at])
+        (batch,) = self._rows.take(self._parts[at]).batches(1)
+        return batch
 
 
 @dataclass(frozen=True)

@@ -134,9 +134,8 @@ class Training(ResumableRun):
             True if the run is to stop.
         """
         state = self.state
-        batches = self.rows.take(state.draw_order(len(self.rows), self.generator)).batches(
-            state.config.batches
-        )
+        order = state.draw_order(len(self.rows), self.generator)
+        batches = self.rows.in_order(order, state.config.batches)
         # A state saved before a round resumes with that round.
         is_finite = not state.epoch_step or self.round()
         for batch in batches[state.epoch_step :] if is_finite else ():

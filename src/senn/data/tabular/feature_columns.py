@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from senn._text import did_you_mean
 from senn.data.tabular.cells import Floats
@@ -122,18 +123,26 @@ def used_cells(
     return [(column, frame[name]) for column, name in zip(used, found, strict=True)]
 
 
-def encode_columns(columns: Sequence[Column], frame: pd.DataFrame) -> Floats:
-    """Encode rows, (n, features) float64.
+def encode_columns(
+    columns: Sequence[Column], frame: pd.DataFrame, dtype: type[np.floating[Any]] = np.float64
+) -> NDArray[Any]:
+    """Encode rows, (n, features).
 
     Args:
         columns: fitted to training rows.
         frame: rows; columns may come in any order, further ones are ignored.
+        dtype: precision that the encoding, computed in float64, is rounded to.
 
     Raises:
         SennError: a column is missing, or a cell can't be read.
     """
-    parts = [column.encode(cells) for column, cells in used_cells(columns, frame)]
-    return np.concatenate(parts, axis=1)
+    used = used_cells(columns, frame)
+    ends = np.cumsum([0, *(len(column.features()) for column, _ in used)])
+    # Column by column into one array: in float64 beside it, a million rows would need gigabytes more.
+    encoded = np.empty((len(frame), ends[-1]), dtype)
+    for (column, cells), start, end in zip(used, ends[:-1], ends[1:], strict=True):
+        encoded[:, start:end] = column.encode(cells)
+    return encoded
 
 
 def column_surprises(columns: Sequence[Column], frame: pd.DataFrame) -> list[str]:

@@ -144,7 +144,7 @@ class TableEncoder:
         """
         check_names(frame)
         # Rounded last: float32 has 7 digits, and numbers far from zero may differ in later ones.
-        return encode_columns(self.columns, frame).astype(np.float32)
+        return encode_columns(self.columns, frame, np.float32)
 
     def read(
         self,
