@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from senn.data import TableEncoder, Target, split
-from senn.data.tabular.category_column import MOST_CATEGORIES
+from senn.data.tabular.category_column import MOST_CATEGORIES, SURE_CATEGORIES
+from senn.data.tabular.feature_columns import fit_columns
 from senn.data.tabular.number_scale import BINS
 from senn.errors import SennError
 
@@ -174,8 +175,20 @@ class TestCategories:
         encoder, x = fit(a=cells, b=np.arange(30_000.0))
         assert encoder.features[:3] == ["a=often", "a other", "b"]
         assert x.shape == (30_000, 3 + BINS)
-        encoder, _ = fit(a=[f"c{at % 100}" for at in range(3_000)])
+        encoder, _ = fit(a=[f"c{at % 1_100}" for at in range(6_000)])
         assert len(encoder.features) == MOST_CATEGORIES + 1
+        column = encoder.columns[0]
+        assert len({*column.categories, *column.rare}) == 1_100
+
+    def test_a_network_of_limited_size_gets_fewer_categories(self):
+        cells = [f"c{at % 100:02}" for at in range(3_000)]
+        frame = pd.DataFrame({"a": cells})
+        (column,) = fit_columns(frame, task="regression")
+        assert len(column.features()) == 100
+        (column,) = fit_columns(frame, task="regression", max_inputs=200)
+        assert column.features() == [*(f"a=c{at:02}" for at in range(SURE_CATEGORIES)), "a other"]
+        assert column.rare == tuple(f"c{at}" for at in range(SURE_CATEGORIES, 100))
+        assert "36 rare categories" in column.note
 
     def test_numbers_as_categories_match_across_types(self):
         encoder, _ = fit(a=pd.Series([1, 2, 1, 3], dtype="category"))

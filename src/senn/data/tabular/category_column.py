@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,11 +15,21 @@ from senn.data.tabular.cells import Floats, FoundKind, shown, text, texts
 from senn.data.tabular.number_style import Mark
 from senn.data.tabular.table_columns import Column, Dropped, empty_cells
 
-MOST_CATEGORIES = 64
+MOST_CATEGORIES = 1024
 """Categories that get a feature of their own; the rarer ones share one.
 
-It bounds the width of the first layer: a column of names with thousands of rare values would be most of its parameters.
+The first layer embeds them: the weights of a feature are the embedding of its category, as wide as the layer, which
+growth decides on. (An `nn.Embedding` with a width of its own would be a bottleneck before that layer.)
 """
+
+SURE_CATEGORIES = 64
+"""Categories that get a feature of their own whatever the size of the table or the limits of the network."""
+
+MOST_NUMBERS = 2**25
+"""Numbers that all categories of a large table become at most, beyond the sure ones."""
+
+FEWEST_ROWS = 4
+"""Rows of a category with a feature of its own; in tables of less than 400 rows a hundredth of the rows."""
 
 MOST_RARE = 1_000
 """Rare categories that are kept by name."""
@@ -73,8 +84,8 @@ class CategoryColumn:
         # a text that differs in most rows names the row; in a small table that may be chance
         if len(cells) >= 20 and len(counts) > len(known) / 2:
             return Dropped(name=name, note=_of_many_texts(known, len(counts)))
-        # a category of fewer rows than this (1 % of a small table) would be learned by heart
-        rare = min(10, max(1, len(cells) // 100))
+        # a category of fewer rows than this would be learned by heart
+        rare = min(FEWEST_ROWS, max(1, len(cells) // 100))
         # Ties by their text: in the order of rows, a shuffled table would get other features.
         frequent = sorted(counts.index[counts >= rare], key=lambda text: (-counts[text], text))[
             :MOST_CATEGORIES
@@ -83,19 +94,37 @@ class CategoryColumn:
             return Dropped(
                 name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows"
             )
+        others = set(counts.index) - set(frequent)
+        return cls._of(name, frequent, others, indicator=indicator)
+
+    @classmethod
+    def _of(
+        cls, name: str, frequent: Sequence[str], others: Set[str], *, indicator: bool
+    ) -> CategoryColumn:
         # unseen categories use the feature of the rare ones, which training has taught; without rare ones they have
         # none
-        others = sorted(set(counts.index) - set(frequent))
         merged = len(others)
-        note = f"has {merged:,} rare categories, which are taken together" if merged else ""
         return cls(
             name=name,
             categories=tuple(frequent),
             other=merged > 0,
             indicator=indicator,
-            rare=tuple(others) if merged <= MOST_RARE else (),
-            note=note,
+            rare=tuple(sorted(others)) if merged <= MOST_RARE else (),
+            note=f"has {merged:,} rare categories, which are taken together" if merged else "",
         )
+
+    def with_most(self, most: int) -> CategoryColumn:
+        """Return the encoding with features for the most frequent categories alone.
+
+        Args:
+            most: categories that keep one.
+        """
+        if len(self.categories) <= most:
+            return self
+        kept, others = self.categories[:most], {*self.categories[most:], *self.rare}
+        if self.other and not self.rare:  # so many that they aren't known by name
+            return replace(self, categories=kept)
+        return self._of(self.name, kept, others, indicator=self.indicator)
 
     def features(self) -> list[str]:
         """List one feature per category, then "other" and "missing" if there were such cells at fit."""
@@ -157,3 +186,20 @@ def _of_many_texts(known: list[str], different: int) -> str:
     if blanks >= 3:
         return f"holds text, which isn't read: {counts}"
     return f"looks like an identifier: {counts}"
+
+
+def most_categories(rows: int, columns: int, inputs: int | None = None) -> int:
+    """Choose how many categories of a column get a feature of their own at most.
+
+    Args:
+        rows: training rows.
+        columns: columns of categories.
+        inputs: most inputs that a network of limited size may have; None for any number.
+
+    >>> [most_categories(rows, 1) for rows in (1_000, 100_000, 10_000_000)]
+    [1024, 335, 64]
+    """
+    if inputs is not None:
+        return SURE_CATEGORIES
+    share = MOST_NUMBERS // max(rows, 1) // max(columns, 1)
+    return max(SURE_CATEGORIES, min(MOST_CATEGORIES, share))

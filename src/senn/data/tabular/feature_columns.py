@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn._text import did_you_mean
+from senn.data.tabular.category_column import CategoryColumn, most_categories
 from senn.data.tabular.cells import Floats
 from senn.data.tabular.column_kinds import KINDS, fit_column
 from senn.data.tabular.number_scale import most_bins
@@ -56,7 +57,8 @@ def fit_columns(
         kinds: kinds of columns that aren't to be inferred.
         left_out: columns that are no features, with the reason as the end of a sentence on the column.
         decimal: decimal mark of the table's numbers, where that is known.
-        max_inputs: most features that numbers and their bins make, as of `most_bins`.
+        max_inputs: most features that numbers and their bins make, as of `most_bins`, in a network of limited size;
+            None for any size.
         weight: (rows,) positive weights, by which medians, spreads and bins of numbers go; None for equal ones.
 
     Returns:
@@ -74,10 +76,15 @@ def fit_columns(
     )
     number_columns = [one for one in columns if isinstance(one, NumberColumn)]
     bins = most_bins(len(frame), len(number_columns), task, max_inputs)
-    return tuple(
-        one.with_bins(frame[one.name], bins, weight) if isinstance(one, NumberColumn) else one
-        for one in columns
-    )
+    category_columns = [one for one in columns if isinstance(one, CategoryColumn)]
+    most = most_categories(len(frame), len(category_columns), max_inputs)
+
+    def sized(one: Column) -> Column:
+        if isinstance(one, NumberColumn):
+            return one.with_bins(frame[one.name], bins, weight)
+        return one.with_most(most) if isinstance(one, CategoryColumn) else one
+
+    return tuple(map(sized, columns))
 
 
 def check_any_feature(columns: Sequence[Column], what: str) -> None:
