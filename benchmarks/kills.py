@@ -3,9 +3,10 @@
     python benchmarks/kills.py --trials 40 --out benchmarks/results/kills.json
 
 `senn fit` on a table, on images and in two processes is ended by SIGKILL, SIGTERM, SIGHUP, SIGINT or by a reader of its
-output that goes away, at a moment drawn from the time that the undisturbed run takes. Then it is resumed, or, where
-nothing had been begun, started again. A trial is right if the weights, the description and the scores are equal to the
-last bit. Of two processes a SIGKILL hits one, which is drawn, and any other signal both, as a terminal's does.
+output that goes away, at a moment drawn between its first record and its end; a moment that comes after the end is
+drawn again. Then it is resumed. A trial is right if the weights, the description and the scores are equal to the last
+bit. Of two processes a SIGKILL hits one, which is drawn, and any other signal both, as a terminal's does. A run whose
+reader is gone goes on by itself.
 
 Runs are forked from a process that has imported everything, so that moments are those of the work.
 """
@@ -38,9 +39,11 @@ import senn.training.image_training
 from senn.atomic_files import bytes_digest
 from senn.cli.checkpointing import SECONDS as CHECKPOINT_SECONDS
 from senn.cli.main import main as command
+from senn.runs.saved_run import HISTORY
 
 WAYS = ("SIGKILL", "SIGTERM", "SIGHUP", "SIGINT", "reader gone")
 KINDS = ("table", "images", "two processes")
+RANKS = {"table": 1, "images": 1, "two processes": 2}
 PATIENCE = 300.0
 """Seconds after which a run hangs."""
 
@@ -133,7 +136,17 @@ class Run:
             time.sleep(0.005)
         if self.out >= 0:
             os.close(self.out)
+            self.out = -1
         return [codes[process] for process in self.processes]
+
+    def wait_for(self, begun: Path) -> list[int] | None:
+        """Read what is printed until a file is there; the exit codes, if the processes have ended before."""
+        until = time.monotonic() + PATIENCE
+        while not begun.exists() and time.monotonic() < until:
+            codes = self.wait(time.monotonic() + 0.01)
+            if codes is not None:
+                return codes
+        return None
 
     def _drain(self) -> None:
         if self.out < 0:
@@ -162,29 +175,49 @@ def outcome(folder: Path) -> dict[str, Any] | None:
     return {**files, **kept}
 
 
-def trial(argv: Argv, kind: str, way: str, folder: Path, after: float, victim: int) -> str:
-    """Disturb a run and let it go on; says how it went, beginning with "hung" if it did."""
-    ranks = 2 if kind == "two processes" else 1
+def undisturbed(argv: Argv, ranks: int, folder: Path) -> float:
+    """Let a run come to its end; seconds between its first record and the end."""
     run = Run(["fit", *argv, "--out", str(folder)], ranks, "0.1")
-    codes = run.wait(time.monotonic() + after)
+    run.wait_for(folder / "unfinished" / HISTORY)
+    began = time.monotonic()
+    codes = run.wait(began + PATIENCE)
+    assert codes == [0] * ranks, (
+        codes,
+        [path.read_text() for path in folder.parent.glob("*.error")],
+    )
+    return time.monotonic() - began
+
+
+def trial(
+    argv: Argv, ranks: int, folder: Path, *, way: str, after: float, victim: int
+) -> tuple[str, bool]:
+    """Disturb a run so many seconds after its first record, and let it go on.
+
+    Returns:
+        How it went, beginning with "hung" if it did; and whether it was still at work when it was disturbed.
+    """
+    run = Run(["fit", *argv, "--out", str(folder)], ranks, "0.1")
+    codes = run.wait_for(folder / "unfinished" / HISTORY)
     if codes is None:
-        run.disturb(way, victim)
-        codes = run.wait(time.monotonic() + PATIENCE)
+        codes = run.wait(time.monotonic() + after)
+    if codes is not None or not (folder / "unfinished" / "run.json").exists():
+        run.kill()
+        return "had ended", False
+    run.disturb(way, victim)
+    codes = run.wait(time.monotonic() + PATIENCE)
     if codes is None:
         run.kill()
-        return "hung when it was disturbed"
+        return "hung when it was disturbed", True
     said = f"codes {codes}"
     found = outcome(folder)
     if found is not None and not found["interrupted"]:
-        return f"{said}, done"
-    begun = (folder / "unfinished" / "run.json").exists()
-    again = ["--resume", str(folder)] if begun else [*argv, "--out", str(folder), "--overwrite"]
-    run = Run(["fit", *again], ranks, "100")
+        return f"{said}, done", True
+    run = Run(["fit", "--resume", str(folder)], ranks, "100")
     last = run.wait(time.monotonic() + PATIENCE)
     if last is None:
         run.kill()
-        return f"hung when it went on, after {said}"
-    return f"{said}, {'resumed' if begun else 'started again'} with codes {last}"
+        return f"hung when it went on, after {said}", True
+    return f"{said}, resumed with codes {last}", True
 
 
 def measure(trials: int, seed: int, root: Path) -> dict[str, Any]:
@@ -205,43 +238,46 @@ def measure(trials: int, seed: int, root: Path) -> dict[str, Any]:
         "two processes": ["wine", "--epochs", "4", "--seed", "3"],
     }
     wholes, seconds = {}, {}
-    said = trial(argvs["images"], "images", "SIGKILL", root / "first", PATIENCE, 0)
-    errors = [path.read_text() for path in root.glob("*.error")]
-    assert (root / "first.modules").exists(), (said, errors)
+    undisturbed(argvs["images"], 1, root / "first")
     for name in (root / "first.modules").read_text().splitlines():
         with contextlib.suppress(Exception):
             importlib.import_module(name)  # what each run would import for itself
     for kind, argv in argvs.items():
-        began = time.monotonic()
-        name = kind.split()[0]
-        said = trial(argv, kind, "SIGKILL", root / f"whole-{name}", 2 * PATIENCE, 0)
-        seconds[kind] = time.monotonic() - began
-        wholes[kind] = outcome(root / f"whole-{name}")
-        assert wholes[kind] is not None, said
+        whole = root / f"whole-{kind.split()[0]}"
+        seconds[kind] = undisturbed(argv, RANKS[kind], whole)
+        wholes[kind] = outcome(whole)
+        assert wholes[kind] is not None
     draw = random.Random(seed)
     right: Counter[str] = Counter()
     went: Counter[str] = Counter()
     wrong = []
-    for number in range(trials):
+    redrawn = number = 0
+    while number < trials:
         kind, way = KINDS[number % len(KINDS)], WAYS[number % len(WAYS)]
-        after, victim = draw.uniform(0, seconds[kind]), draw.randrange(2 if "two" in kind else 1)
-        folder = root / f"run-{number}"
-        said = trial(argvs[kind], kind, way, folder, after, victim)
-        went[" ".join(word for word in ("resumed", "started again", "done") if word in said)] += 1
+        after, victim = draw.uniform(0, seconds[kind]), draw.randrange(RANKS[kind])
+        folder = root / f"run-{number}-{redrawn}"
+        said, is_hit = trial(argvs[kind], RANKS[kind], folder, way=way, after=after, victim=victim)
+        print(f"{number}: {kind}, {way} after {after:.2f} s: {said}", flush=True)
+        if not is_hit:
+            redrawn += 1
+            seconds[kind] = min(seconds[kind], after)
+            continue
+        went["resumed" if "resumed" in said else said.split(", ")[-1]] += 1
         if outcome(folder) == wholes[kind]:
             right[f"{kind}, {way}"] += 1
         else:
-            errors = [path.read_text()[-300:] for path in root.glob(f"run-{number}*.error")]
+            errors = [path.read_text()[-300:] for path in root.glob(f"{folder.name}*.error")]
             wrong.append(f"{number}: {kind}, {way} after {after:.2f} s: {said} {errors}")
-        print(f"{number}: {kind}, {way} after {after:.2f} s: {said}", flush=True)
+        number += 1
     return {
         "trials": trials,
         "seed": seed,
+        "redrawn": redrawn,
         "right": sum(right.values()),
         "by_kind_and_way": dict(sorted(right.items())),
         "went": dict(went),
         "wrong": wrong,
-        "undisturbed_seconds": {kind: round(value, 2) for kind, value in seconds.items()},
+        "seconds_of_training": {kind: round(value, 2) for kind, value in seconds.items()},
     }
 
 

@@ -12,6 +12,7 @@ from cli_cases import FILES, fit
 from senn.checkpoint import load
 from senn.cli import fit as fit_command
 from senn.cli.main import main
+from senn.training import kept_frontier
 from senn.training.progress import LinesCallback
 
 SAVED = pathlib.Path(__file__).parents[1] / "saved" / "run_version_1_finished"
@@ -33,6 +34,24 @@ class TestInterruption:
             *FILES[1:],
             "unfinished",
         }
+
+    def test_after_the_last_step_it_counts_as_well(self, tmp_path, capsys, monkeypatch):
+        # What follows, as the test does, is cut short: a run without it isn't complete.
+        def interrupted(*args, **keywords):
+            signal.raise_signal(signal.SIGTERM)
+
+        argv = [*fit(tmp_path, "wine"), "--epochs", "2", "--members", "1", "--quiet"]
+        with monkeypatch.context() as patched:
+            patched.setattr(kept_frontier, "frontier", interrupted)
+            assert main(argv) == 143
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert results["interrupted"]
+        assert results["frontier"] is None
+        assert main(["fit", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
+        results = json.loads((tmp_path / "run" / "results.json").read_text())
+        assert not results["interrupted"]
+        assert results["frontier"] is not None
+        assert results["test"]
 
     def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +143,8 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
         earlier = (checkpointer.state or {}).get("history", ())
         with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
             trained = _train(preparation, console, checkpointer, watch)
+        # A signal after the last step leaves no time for all that comes then, such as the test.
+        trained = replace(trained, interrupted=trained.interrupted or signals.stopping)
         # The network is final now, so a signal has nothing left to save.
         signals.ignore_further()  # writing takes a moment only
         with _damage_in_one_sentence(checkpointer):
