@@ -76,6 +76,24 @@ def write(path: Path, data: bytes | BinaryIO) -> None:
         pass
 
 
+def write_output(path: Path, data: bytes) -> None:
+    """Write what a user names: a file whole or not at all, also through a link; a device or a pipe as it takes it.
+
+    Args:
+        path: a file in a folder that exists, a device, or a pipe.
+        data: its content.
+
+    Raises:
+        OSError: the content can't be written; an old file is untouched.
+    """
+    if path.exists() and not path.is_file():
+        # A file in the place of /dev/null would take it from everybody.
+        with path.open("wb") as stream:
+            stream.write(data)
+        return
+    write(path.resolve(), data)
+
+
 def sync(path: Path) -> None:
     """Flush a file to the disk, or the names in a folder where the system allows that (Windows doesn't).
 

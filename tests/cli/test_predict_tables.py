@@ -1,6 +1,7 @@
 """`senn predict`, `senn.load_run` and exported code read new tables as training did, and say what it never saw."""
 
 import io
+import os
 import sys
 import zipfile
 
@@ -174,6 +175,24 @@ class TestFiles:
         assert "no column 'kee' to keep; the table has 'key'" in refused(
             capsys, [*argv, "--keep", "kee"]
         )
+
+    def test_a_pipe_is_written_to_and_a_link_followed(self, home, capsys):
+        source = written(amounts().head(9), home / "new.csv")
+        plain, _ = predict(home, capsys, source)
+        os.mkfifo(home / "pipe")
+        (home / "link.csv").symlink_to(home / "target.csv")
+        reader = os.open(home / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+        for name in ("pipe", "link.csv"):
+            assert main(["predict", str(home / "run"), source, "--out", str(home / name)]) == 0
+        assert pd.read_csv(io.BytesIO(os.read(reader, 1 << 16))).equals(plain)
+        os.close(reader)
+        assert (home / "pipe").is_fifo()
+        assert (home / "link.csv").is_symlink()
+        assert pd.read_csv(home / "target.csv").equals(plain)
+        argv = ["report", home / "run", "--out", home / "pipe"]
+        assert "isn't an HTML page" in refused(capsys, argv)
+        argv = ["export", home / "run", "--to", "pt2", "--out", home / "pipe", "--overwrite"]
+        assert "is a device or a pipe" in refused(capsys, argv)
 
     def test_standard_input_and_output(self, home, capsys, monkeypatch):
         new = amounts().head(9)

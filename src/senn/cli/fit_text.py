@@ -28,7 +28,9 @@ class LinePrinter:
 
     def __call__(self, line: str) -> None:
         """Print a line."""
-        self.console.print(printable(line), markup=False, soft_wrap=True)
+        # A name with a line feed in it must not look like a line of senn's.
+        shown = printable(line).replace("\n", r"\n")
+        self.console.print(shown, markup=False, soft_wrap=True)
 
 
 def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_json: bool) -> None:

@@ -29,11 +29,11 @@ def check_ending(out: Path) -> None:
 
 
 def write(frame: pd.DataFrame, out: Path | None) -> None:
-    """Write a table of predictions, whole or not at all.
+    """Write a table of predictions, a file whole or not at all.
 
     Args:
         frame: the predictions.
-        out: file to write; None or "-" for CSV on standard output.
+        out: file, device or pipe to write to; None or "-" for CSV on standard output.
 
     Raises:
         SennError: it can't be written.
@@ -43,7 +43,7 @@ def write(frame: pd.DataFrame, out: Path | None) -> None:
         return
     try:
         # Under a temporary name first: a file that is replaced stays whole.
-        atomic_files.write(out, _content(frame, out.suffix.lower()))
+        atomic_files.write_output(out, _content(frame, out.suffix.lower()))
     except OSError as error:
         raise SennError(f"{str(out)!r} can't be written: {error.strerror or error}") from error
 

@@ -37,7 +37,7 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
     text = page([_run_report(folder) for folder in folders])
     # The page is complete by now, so a failure leaves no empty folder behind.
     out.parent.mkdir(parents=True, exist_ok=True)
-    atomic_files.write(out, atomic_files.encoded(text))
+    atomic_files.write_output(out, atomic_files.encoded(text))
     print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
     return 0
 
@@ -47,10 +47,18 @@ def _refuse_foreign(out: Path) -> None:
     if out.is_dir():
         raise SennError(f"{str(out)!r} is a folder: --out names the file to write")
     # People give --out the name of a file they care about.
-    if out.exists() and not out.read_bytes()[:15].lower().startswith(b"<!doctype html>"):
+    if out.exists() and not _is_page(out):
         raise SennError(
             f"{str(out)!r} isn't an HTML page, so the report doesn't replace it; choose another --out"
         )
+
+
+def _is_page(path: Path) -> bool:
+    try:
+        with atomic_files.open_regular(path) as file:
+            return file.read(15).lower() == b"<!doctype html>"
+    except OSError:
+        return False
 
 
 def _run_report(folder: Path) -> RunReport:

@@ -14,6 +14,7 @@ from senn.data.tabular.table_notes import (
     deciding_columns,
     duplicate_note,
     order_notes,
+    placeholder_notes,
     rising_columns,
     tail_note,
     target_notes,
@@ -53,6 +54,7 @@ def remarks(
     is_inferred = options.task is None and table.target is None
     notes = [*parts.notes, *target_notes(target, is_inferred=is_inferred)]
     notes += tail_note(target, parts.train[target.name])
+    notes += placeholder_notes(encoder, parts.train)
     notes += _without_rows(encoder, train[1], parts.validation)
     rising = rising_columns(table.frame, encoder)
     if options.test is None and options.time is None and table.target is None:

@@ -62,6 +62,8 @@ def _check_final(
         raise SennError(
             f"{shown} is a {'file' if folder else 'folder'} already; choose another name"
         )
+    if not folder and not final.is_file():
+        raise SennError(f"{shown} is a device or a pipe, which an export can't replace")
     is_empty = folder and not any(final.iterdir())
     if is_empty:
         return

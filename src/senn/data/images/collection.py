@@ -20,6 +20,7 @@ from senn.data.images.folders import (
     check_classes,
     class_folders,
     common_side,
+    innermost,
     sizes,
     square,
     squares,
@@ -100,8 +101,13 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     idx = [file for file in files if file.is_file() and is_idx(file)]
     if idx:
         return _checked(_resized(_idx(name, idx), side))
-    parts = part_folders(path) if path.is_dir() else None
-    return _checked(_folder(path, side) if parts is None else _folders(path, parts, side))
+    root = innermost(path) if path.is_dir() else path
+    parts = part_folders(root) if root.is_dir() else None
+    found = _checked(_folder(root, side) if parts is None else _folders(root, parts, side))
+    if root == path:
+        return found
+    note = f"the images are those in {str(root.relative_to(path))!r}, the only folder"
+    return replace(found, name=name, notes=(note, *found.notes))
 
 
 def collect_test(source: str, classes: Sequence[str], side: int, channels: int = 3) -> Collection:
@@ -123,6 +129,9 @@ def collect_test(source: str, classes: Sequence[str], side: int, channels: int =
     if not path.exists():
         raise SennError(f"there is no file or folder {source!r}")
     if path.is_dir() and not _is_flat(path):
+        inner = innermost(path)
+        if inner != path and inner.relative_to(path).parts[0] not in classes:
+            path = inner
         found = _part(path, classes, side, channels)
         if found is None:
             raise SennError(

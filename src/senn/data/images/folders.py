@@ -217,6 +217,28 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(found)
 
 
+def innermost(root: Path) -> Path:
+    """Follow folders that hold nothing but one other folder of folders, as archives unpack to.
+
+    Raises:
+        SennError: a folder can't be read.
+    """
+    try:
+        while True:
+            inside = [
+                path for path in root.iterdir() if path.is_dir() and not is_foreign(path.name)
+            ]
+            if len(inside) != 1 or inside[0].is_symlink():
+                return root
+            if not any(path.is_dir() and not is_foreign(path.name) for path in inside[0].iterdir()):
+                return root
+            root = inside[0]
+    except OSError as error:
+        raise SennError(
+            f"the folder {str(root)!r} can't be read: {error.strerror or error}"
+        ) from error
+
+
 def class_folders(root: Path) -> tuple[dict[str, list[Path]], int]:
     """Find the files of each class in a folder with a sub-folder per class.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from senn.data.tabular.cell_texts import NO_VALUE, finder, without_fractions
 from senn.data.tabular.cells import Floats, FoundKind, shown, text, texts
-from senn.data.tabular.number_style import Mark
+from senn.data.tabular.number_style import MARKS, MOSTLY, Mark
 from senn.data.tabular.table_columns import Column, Dropped, empty_cells
+from senn.data.tabular.written_numbers import written_number
 
 MOST_CATEGORIES = 1024
 """Categories that get a feature of their own; the rarer ones share one.
@@ -33,6 +35,24 @@ FEWEST_ROWS = 4
 
 MOST_RARE = 1_000
 """Rare categories that are kept by name."""
+
+
+_SAMPLE = 200
+"""Cells that show why a column of texts isn't used."""
+
+_UNREAD = (
+    (
+        re.compile(
+            r"(?=.*(?:19|20)\d\d)\D*\d{1,4}[-/. ]+(?:\d{1,2}|[^\W\d]{3,9}\.?)[-/., ]+\d{1,4}(?:\D.*)?"
+        ),
+        "holds dates in no form that all of them have, the first being {}; YYYY-MM-DD is read",
+    ),
+    (
+        re.compile(r"(?:\d+ )?\d+/\d+"),
+        "holds fractions, the first being {}, which aren't read; decimals are",
+    ),
+)
+"""Texts that may well be read after a change, and what to say of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,12 +200,26 @@ class CategoryColumn:
 
 def _of_many_texts(known: list[str], different: int) -> str:
     """Say why a column of which most texts differ isn't used."""
-    blanks = sum(cell.count(" ") for cell in known) / len(known)
     counts = f"{different:,} different texts in {len(known):,} rows"
+    sample = known[:_SAMPLE]
+    other = next((cell for cell in known if not _is_number(cell)), None)
+    share = sum(map(_is_number, sample)) / len(sample)
+    if other is not None and share >= 0.5:
+        return (
+            f"holds numbers in about {share:.0%} of its rows and other texts such as {shown(other)}, so it isn't read; "
+            "write numbers there, or leave the cells empty"
+        )
+    for form, sentence in _UNREAD:
+        if sum(form.fullmatch(cell) is not None for cell in sample) >= MOSTLY * len(sample):
+            return sentence.format(shown(sample[0]))
     # four words and more on average are a sentence, which no code and few names are
-    if blanks >= 3:
+    if sum(cell.count(" ") for cell in sample) >= 3 * len(sample):
         return f"holds text, which isn't read: {counts}"
     return f"looks like an identifier: {counts}"
+
+
+def _is_number(cell: str) -> bool:
+    return any(written_number(cell, mark) is not None for mark in MARKS)
 
 
 def most_categories(rows: int, columns: int, inputs: int | None = None) -> int:

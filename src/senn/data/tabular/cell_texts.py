@@ -23,7 +23,11 @@ NEVER_A_CLASS = frozenset(
 
 MISSING_MARKS = frozenset(
     {
-        *("?", "-", "--", ".", "na", "n/a", "n.a.", "null", "none", "missing", "#n/a n/a"),
+        *("?", "-", "--", "---", "\u2013", "\u2014", ".", "..", "...", "*", "(blank)", "blank"),
+        *("na", "n/a", "n.a.", "n.d.", "n/d", "nd", "null", "(null)", "none", "nil", "#n/a n/a"),
+        *("missing", "unknown", "undefined", "no data", "not available", "not applicable"),
+        # Exports of MySQL and PostgreSQL write the first one, and MySQL has dates of nothing.
+        *("\\n", "0000-00-00", "0000-00-00 00:00:00"),
         *("#div/0!", "#value!", "#ref!", "#name?", "#num!", "#null!"),
         *NEVER_A_CLASS,
     }

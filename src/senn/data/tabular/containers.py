@@ -39,7 +39,18 @@ _BEGINNINGS = (
     (b"BZh", ".bz2"),
     (b"\xfd7zXZ\x00", ".xz"),
     (b"PK\x03\x04", ".zip"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", ".xls"),
 )
+_SAME = {
+    ".parquet": (".pq",),
+    ".feather": (".arrow", ".ipc"),
+    ".zip": (".npz", ".xlsx", ".xlsm", ".ods", ".xls"),
+    ".xls": (".xlsx", ".xlsm"),
+}
+"""Endings of files that begin as those of another ending do."""
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_OFTEN_TEXT = frozenset({".xls", ".xlsx", ".gz", ".bz2", ".xz", ".zip"})
+"""Endings that programs give to plain text: "Excel" exports, and what a browser has unpacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,13 +133,7 @@ def _unpacked(source: Source, depth: int = 0) -> Source:
     """Unpack what is packed, and find the format of what has no ending from its first bytes."""
     if depth > 2:  # an archive may hold itself
         raise SennError(f"{source.shown!r} is packed several times over")
-    suffix = source.suffix
-    if not suffix:
-        with source.open() as stream:
-            head = stream.read(16)
-        suffix = next((found for mark, found in _BEGINNINGS if head.startswith(mark)), "")
-        if not suffix:
-            suffix = ".jsonl" if head.lstrip()[:1] in (b"{", b"[") else ".csv"
+    suffix = _suffix_by_bytes(source)
     if suffix == ".zip":
         return _unzipped(source, depth)
     if suffix in _UNPACK:
@@ -139,6 +144,20 @@ def _unpacked(source: Source, depth: int = 0) -> Source:
         unpacked = Source(shown=source.shown, name=inner.stem, suffix=own, content=content)
         return _unpacked(unpacked, depth + 1)
     return Source(**{**vars(source), "suffix": suffix})
+
+
+def _suffix_by_bytes(source: Source) -> str:
+    """Return the ending that a file should have: names are wrong more often than bytes."""
+    with source.open() as stream:
+        head = stream.read(512)
+    own, is_text = source.suffix, 0 not in head and head.isascii()
+    found = next((suffix for mark, suffix in _BEGINNINGS if head.startswith(mark)), "")
+    if found and not is_text:  # a header may begin with PAR1
+        return own if own in _SAME.get(found, ()) else found
+    if own and not (own in _OFTEN_TEXT and head[:1].isalnum() and 0 not in head):
+        return own
+    inner = Path(source.name).suffix.lower() if own in _UNPACK else ""
+    return inner or (".jsonl" if head.lstrip()[:1] in (b"{", b"[") else ".csv")
 
 
 def _most(source: Source) -> int:
@@ -184,6 +203,10 @@ def _unzipped(source: Source, depth: int) -> Source:
             if len(tables) != 1:
                 listed = ", ".join(map(repr, tables[:4]))
                 count = f"{len(tables)} files ({listed})" if tables else "no file"
+                if any(name.lower().endswith(_IMAGES) for name in tables):
+                    raise SennError(
+                        f"{source.shown!r} holds images; unpack it, and name the folder"
+                    )
                 raise SennError(f"{source.shown!r} holds {count}, where one table is expected")
             # What a directory claims needn't be so.
             with archive.open(tables[0]) as packed:

@@ -24,22 +24,25 @@ from senn.data.tabular.written_dates import (
     ZONES,
     plain_date,
     plain_form,
+    with_english_months,
 )
 from senn.errors import SennError
 
 _DAYS = (
     *("%Y/%m/%d", "%d.%m.%Y", "%m/%d/%Y", "%d/%m/%Y", "%d-%m-%Y", "%d %b %Y", "%b %d, %Y"),
     *("%m-%d-%Y", "%Y.%m.%d", "%d %B %Y", "%B %d, %Y", "%d. %B %Y", "%d. %b %Y", "%d-%b-%Y", "%d/%b/%Y"),
-    *("%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d-%b-%y", "%d %b %y", "%b %d %y"),
+    *("%d.%m.%y", "%m/%d/%y", "%d/%m/%y", "%d-%b-%y", "%d %b %y", "%b %d %y", "%d-%m-%y", "%m-%d-%y"),
+    *("%d.%m. %Y", "%Y年%m月%d日"),
 )  # fmt: skip
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %I:%M%p")
-TIMES = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I %p")
+TIMES = ("%H:%M", "%H:%M:%S", "%I:%M %p", "%I:%M:%S %p", "%I:%M%p", "%I %p", "%I%p")
 """Formats of times of the day."""
 
 DATE_FORMATS = (
     *(f"{week}{day}{clock}" for week in ("", "%a, ", "%A, ") for day in _DAYS for clock in _CLOCKS),
     *("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %Z %Y", "%a %b %d %H:%M:%S %z %Y"),
     *("%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%Y-%m-%d %H:%M:%S %z"),
+    *("%Y-%m-%d_%H-%M-%S", "%Y-%m-%d-%H-%M-%S", "%Y%m%d_%H%M%S", "%Y%m%d-%H%M%S"),
     *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%m/%Y", "%Y/%m", "%m.%Y"),
 )  # fmt: skip
 """Formats of `strptime`, the month before the day where both would do."""
@@ -94,7 +97,10 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
 
 def _forms(sample: pd.Series[Any]) -> list[str]:
     """List the forms that these cells may have, the most usual first."""
-    few = [" ".join(cell.replace(",", "").split()).removesuffix(" Uhr") for cell in sample.iloc[:5]]
+    few = [
+        with_english_months(" ".join(cell.replace(",", "").split()).removesuffix(" Uhr"))
+        for cell in sample.iloc[:5]
+    ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of guesses that don't put the day first
         both = itertools.product(few[:2], (False, True))

@@ -12,7 +12,14 @@ from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, refu
 from senn.data.tabular.date_cells import TIMES, date_format, number_dates, stamps_of, swapped
 from senn.data.tabular.number_scale import mean_and_deviation, standardize
 from senn.data.tabular.number_style import Mark
-from senn.data.tabular.table_columns import Column, Dropped, check_positive, empty_cells
+from senn.data.tabular.table_columns import (
+    FAR_OUTSIDE,
+    Column,
+    Dropped,
+    check_positive,
+    counted,
+    empty_cells,
+)
 from senn.data.tabular.written_dates import ELAPSED
 from senn.errors import SennError
 
@@ -148,8 +155,12 @@ class DateColumn:
         return np.column_stack(columns)
 
     def surprises(self, cells: pd.Series[Any]) -> list[str]:
-        """Say if cells are missing that never were in training."""
+        """Say if cells are missing that never were in training, or lie far from its dates."""
         found = [] if self.indicator else empty_cells(is_missing(cells))
+        days, _, _ = self._days(dates(self.name, cells, self.form))
+        far = np.abs(standardize(days, self.mean, self.scale)) > FAR_OUTSIDE
+        if far.any():
+            found.append(counted(cells[far], len(cells), "lie far from the dates of training"))
         return [f"{one}, as no cell in training" for one in found]
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from senn.data.tabular.containers import Source, check_columns
 from senn.data.tabular.legacy_encodings import LegacyEncoding, legacy_encoding
 from senn.data.tabular.plain_numbers import has_blanks
-from senn.data.tabular.text_layout import Layout, encoding_of, layout_of
+from senn.data.tabular.text_layout import NAMELESS, Layout, encoding_of, layout_of
 from senn.errors import SennError
 
 
@@ -133,22 +133,23 @@ def check_names(layout: Layout, shown: str) -> None:
         seen.add(name)
 
 
-def without_row_numbers(frame: pd.DataFrame, shown: str) -> pd.DataFrame:
-    """Leave out a column of row numbers, which `DataFrame.to_csv` writes without a name.
+def without_row_numbers(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """Leave out a first column of row numbers without a name, as `DataFrame.to_csv` writes it; any other gets one.
 
     Args:
         frame: the table.
-        shown: how messages call it.
 
-    Raises:
-        SennError: the first column has no name, and holds no row numbers.
+    Returns:
+        The table, and a sentence about the name, if it was given one.
     """
     if frame.columns[0] != "":
-        return frame
+        return frame, []
     cells = frame.iloc[:, 0].infer_objects()
-    if not (pd.api.types.is_integer_dtype(cells.dtype) and cells.is_unique):
-        raise SennError(f"the first column of {shown} has no name")
-    return frame.iloc[:, 1:]
+    if pd.api.types.is_integer_dtype(cells.dtype) and cells.is_unique:
+        return frame.iloc[:, 1:], []
+    name = NAMELESS if NAMELESS not in frame.columns else f"{NAMELESS} (first)"
+    note = f"the first column has no name, and is called {name!r}"
+    return frame.set_axis([name, *frame.columns[1:]], axis=1), [note]
 
 
 def complaint(error: Exception, source: Source) -> str:

@@ -123,11 +123,11 @@ def _text_table(
         raise SennError(complaint(error, source)) from error
     facts = {name: number_facts(cells) for name, cells in found.frame.items()}
     mark = decimal or decimal_of(facts, found.layout.separator, repr(source.shown))
-    frame = with_numbers(found.frame, facts, text, mark)
+    frame, notes = without_row_numbers(with_numbers(found.frame, facts, text, mark))
     return Table(
         source.name,
-        without_row_numbers(frame, repr(source.shown)),
-        notes=found.notes,
+        frame,
+        notes=[*found.notes, *notes],
         decimal=mark,
         legacy_encoding=found.legacy,
     )

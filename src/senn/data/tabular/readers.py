@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 import zipfile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pandas as pd
@@ -22,6 +23,7 @@ _OBJECT = 64
 
 _EXTRAS = {"openpyxl": "excel", "xlrd": "excel", "odf": "excel"}
 
+Orient = Literal["records", "split", "columns"]
 Read = tuple[pd.DataFrame, str | None, list[str]]
 
 
@@ -106,22 +108,42 @@ def feather(source: Source) -> Read:
 
 
 def json_lines(source: Source) -> Read:
-    """Read JSON: an object on each line, or a list of objects."""
+    """Read JSON: an object on each line, a list of objects, or one object as `DataFrame.to_json` writes it."""
     with source.open() as stream:
         head = stream.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+        stream.seek(0)
+        orient: Orient | None = "records" if head.startswith(b"[") else _orient(stream)
         stream.seek(0)
         with warnings.catch_warnings():
             # pandas 2 needs the word on dates that pandas 3 warns of
             warnings.simplefilter("ignore")
             frame = pd.read_json(
                 stream,
-                lines=not head.startswith(b"["),
-                orient="records",
+                lines=orient is None,
+                orient=orient or "records",
                 dtype=False,
                 convert_dates=False,
+                convert_axes=False,
                 precise_float=True,
             )
     return frame, None, []
+
+
+def _orient(stream: BinaryIO) -> Orient | None:
+    """Tell how one object of JSON holds a table, as pandas calls it; None for an object on each line."""
+    lines = (line for line in iter(stream.readline, b"") if line.strip())
+    first = next(lines, b"")
+    try:
+        whole = json.loads(first)
+        if next(lines, None) is not None:
+            return None
+    except ValueError:  # an object over several lines
+        stream.seek(0)
+        whole = json.loads(stream.read())
+    parts = [*whole.values()] if isinstance(whole, dict) else []
+    if isinstance(whole, dict) and {"columns", "data"} <= set(whole):
+        return "split"
+    return "columns" if parts and all(isinstance(part, dict) for part in parts) else None
 
 
 def stata(source: Source) -> Read:
@@ -131,30 +153,49 @@ def stata(source: Source) -> Read:
 
 
 def excel(source: Source) -> Read:
-    """Read the first sheet of an Excel or OpenDocument file that holds a table."""
+    """Read the first sheet of an Excel or OpenDocument file that holds a table, of one column only if no other does."""
     with source.open() as stream:
         if zipfile.is_zipfile(stream):
             with zipfile.ZipFile(stream) as archive:
                 check_archive(archive, source)
-    with source.open() as stream, pd.ExcelFile(stream) as book:
-        names = [str(name) for name in book.sheet_names]
-        for name in names:
-            if type(book.book).__module__.startswith("openpyxl"):
-                _check_sheet(book.book[name], source)
-            grid = pd.read_excel(
-                book,
-                sheet_name=name,
-                header=None,
-                keep_default_na=False,
-                na_values=[""],
-                dtype=object,
+    with source.open() as stream:
+        if (head := stream.read(60).lstrip()).startswith(b"<"):
+            raise SennError(
+                f"{source.shown!r} is no workbook but a page or XML: it begins with {head!r}"
             )
-            if not grid.empty:
-                frame, notes = _of_grid(grid, repr(source.shown))
-                if len(names) > 1:
-                    notes.append(f"of {len(names)} sheets {name!r} is read")
-                return frame, None, notes
-    raise SennError(f"{source.shown!r} is empty")
+        stream.seek(0)
+        with pd.ExcelFile(stream) as book:
+            name, grid = _first_table(book, source)
+            count = len(book.sheet_names)
+    frame, notes = _of_grid(grid, repr(source.shown))
+    if count > 1:
+        notes.append(
+            f"of {count} sheets {name!r} is read; a copy of another one can be saved as CSV"
+        )
+    return frame, None, notes
+
+
+def _first_table(book: pd.ExcelFile, source: Source) -> tuple[str, pd.DataFrame]:
+    """Return the first sheet of several rows and columns, else the first that isn't empty."""
+    first = None
+    for name in map(str, book.sheet_names):
+        grid = _grid(book, name, source)
+        if min(grid.dropna(how="all").dropna(how="all", axis=1).shape) > 1:
+            return name, grid
+        if first is None and not grid.empty:
+            first = name, grid
+    if first is None:
+        raise SennError(f"{source.shown!r} is empty")
+    return first
+
+
+def _grid(book: pd.ExcelFile, name: str, source: Source) -> pd.DataFrame:
+    """Read all cells of a sheet."""
+    if type(book.book).__module__.startswith("openpyxl"):
+        _check_sheet(book.book[name], source)
+    return pd.read_excel(
+        book, sheet_name=name, header=None, keep_default_na=False, na_values=[""], dtype=object
+    )
 
 
 def _check_sheet(sheet: Any, source: Source) -> None:
@@ -184,7 +225,8 @@ def _of_grid(grid: pd.DataFrame, shown: str) -> tuple[pd.DataFrame, list[str]]:
     filled = rows.notna().any(axis=1)
     rows = rows[filled].iloc[: layout.rows]
     frame = rows.iloc[:, layout.places].set_axis(layout.names, axis=1)
-    return without_row_numbers(frame.infer_objects(), shown), layout.notes
+    frame, notes = without_row_numbers(frame.infer_objects())
+    return frame, [*layout.notes, *notes]
 
 
 def npz(source: Source) -> Read:

@@ -205,15 +205,15 @@ class NumberColumn:
         found = []
         if style != self.style:
             phrases = {",": "with a decimal comma", ".": "with a decimal point"}
-            found.append(_counted(known, of, f"are written {phrases[style.decimal]}"))
+            found.append(counted(known, of, f"are written {phrases[style.decimal]}"))
         elif len(known):
             units = np.asarray([_unit(cell, style) for cell in known], dtype=object)
             lacking = known[(units == "") & (known.astype("str") != "0").to_numpy()]
             further = known[units != ""]
             if self.style.unit and len(lacking):
-                found.append(_counted(lacking, of, f"lack the unit {self.style.unit!r}"))
+                found.append(counted(lacking, of, f"lack the unit {self.style.unit!r}"))
             if not self.style.unit and len(further):
-                found.append(_counted(further, of, "have a unit"))
+                found.append(counted(further, of, "have a unit"))
         return found
 
     def _far_outside(self, cells: pd.Series[Any], style: NumberStyle) -> list[str]:
@@ -227,7 +227,7 @@ class NumberColumn:
         far = (z > FAR_OUTSIDE) & ((values < low) | (values > high))
         if not far.any():
             return []
-        return [_counted(cells[far], len(cells), f"lie far outside {low:g} to {high:g}")]
+        return [counted(cells[far], len(cells), f"lie far outside {low:g} to {high:g}")]
 
     def _style_of(self, cells: pd.Series[Any]) -> NumberStyle:
         """Return how these cells are written: as in training, unless only the other decimal mark reads them all."""
@@ -244,7 +244,7 @@ def _unit(cell: Any, style: NumberStyle) -> str:
     return "" if found is None else full_unit(found[1], "" if style.scaled else found[2])
 
 
-def _counted(some: pd.Series[Any], of: int, what: str) -> str:
+def counted(some: pd.Series[Any], of: int, what: str) -> str:
     """Say of how many cells something is true, and show the first."""
     return f"{len(some):,} of {of:,} cells {what}, the first being {shown(some.iloc[0])}"
 

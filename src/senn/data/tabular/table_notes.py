@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -12,8 +13,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn.data.tabular.cells import numbers
+from senn.data.tabular.date_column import DateColumn, dates
 from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.number_scale import NumberScale
+from senn.data.tabular.table_columns import NumberColumn
 from senn.data.tabular.table_encoder import TableEncoder
 from senn.data.tabular.target import Target
 from senn.data.tails import is_heavy_tailed
@@ -105,6 +108,58 @@ def _rises(cells: pd.Series[Any]) -> bool:
 
 def _is_even(steps: NDArray[Any]) -> bool:
     return bool(np.allclose(steps, steps[0], rtol=1e-6, atol=0))
+
+
+_PLACEHOLDER = re.compile(r"-1|-?9{2,}|-8{2,}")
+"""Numbers by which programs mark a missing one; dates may be any that stand far from all others."""
+
+
+def placeholder_notes(encoder: TableEncoder, frame: pd.DataFrame) -> list[str]:
+    """Point out numbers and dates that may stand for missing ones, such as -999 and 9999-12-31.
+
+    Such a value stands in several rows, and further from all others than these lie from each other.
+
+    Args:
+        encoder: kinds of the columns.
+        frame: rows to train on.
+    """
+    sample = frame.iloc[_spread(len(frame))]
+    notes = []
+    for column in encoder.columns[:_MOST_COLUMNS]:
+        cells = sample[column.name]
+        if isinstance(column, NumberColumn):
+            values = numbers(column.name, cells, column.style)
+        elif isinstance(column, DateColumn):
+            stamps = dates(column.name, cells, column.form)
+            values = np.where(stamps.isna(), np.nan, stamps.astype("int64") / 1e6)
+        else:
+            continue
+        at = _far_and_repeated(values)
+        if at is None or (column.kind == "number" and not _is_placeholder(values[at])):
+            continue
+        share = float((values == values[at]).mean())
+        value = f"{values[at]:g}" if column.kind == "number" else str(cells.iloc[at]).strip()
+        notes.append(
+            f"column {column.name!r} has {value} in {share:.0%} of the rows, far from all others: leave these cells "
+            f"empty if it stands for a missing {column.kind}"
+        )
+    return notes
+
+
+def _far_and_repeated(values: NDArray[np.float64]) -> int | None:
+    """Return the row of a repeated value that is further from all others than these are from each other."""
+    different = np.unique(values[~np.isnan(values)])
+    if len(different) < 4:
+        return None
+    low, high = different[1] - different[0], different[-1] - different[-2]
+    end = different[0] if low > high else different[-1]
+    rows = np.flatnonzero(values == end)
+    is_far = max(low, high) > np.ptp(different) - max(low, high)
+    return int(rows[0]) if is_far and len(rows) > 1 else None
+
+
+def _is_placeholder(value: float) -> bool:
+    return value == round(value) and _PLACEHOLDER.fullmatch(str(int(value))) is not None
 
 
 def order_notes(rising: Mapping[str, str]) -> list[str]:
@@ -245,9 +300,9 @@ def target_notes(target: Target, *, is_inferred: bool) -> list[str]:
         )
     alike: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        alike[re.sub(r"[\W_]+", " ", str(label).casefold()).strip() or str(label)].append(
-            str(label)
-        )
+        # NFKC, since an accent may be written apart from its letter
+        plain = unicodedata.normalize("NFKC", str(label)).casefold()
+        alike[re.sub(r"[\W_]+", " ", plain).strip() or str(label)].append(str(label))
     for spellings in alike.values():
         if len(spellings) > 1:
             notes.append(

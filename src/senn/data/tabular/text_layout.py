@@ -14,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 
 SEPARATORS = ",;\t|"
 BY_SUFFIX = {".tsv": "\t", ".tab": "\t", ".psv": "|"}
+NAMELESS = "column 1"
+"""Name of the first column where the header has none for it."""
 TOTALS = frozenset(
     {
         *(
@@ -42,6 +44,7 @@ _MARKS = (
 _SAMPLE = 200
 _LAST = 5
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+_RULE = re.compile(r"[:|+ ]*(?:[-=]{2,}[:|+ ]*)+")
 _NOTE = re.compile(
     r"©|\*|#|--|(?:sources?|notes?|generated|exported|copyright|\(?\d+ (?:rows?|records?))\b", re.I
 )
@@ -201,7 +204,10 @@ def grid_layout(lines: Iterator[Line], separator: str = ",", what: str = "the ta
         skipped, above = 0, -1
         names = [f"column {at + 1}" for at in range(len(names))]
     rows = _Rows(names, what)
-    for number, cells in itertools.chain(sample[above + 1 :], lines):
+    below = sample[above + 1 :]
+    if skipped and below and _is_rule(below[0][1]):
+        skipped, below = below[0][0], below[1:]
+    for number, cells in itertools.chain(below, lines):
         rows.add(number, cells)
     notes += rows.finish()
     places = [at for at, name in enumerate(names) if name or at in rows.filled]
@@ -248,6 +254,11 @@ def _gap_below_titles(sample: list[Line]) -> int:
 
 def _first(sample: list[Line]) -> int:
     return next(at for at, (_, cells) in enumerate(sample) if any(cells))
+
+
+def _is_rule(cells: list[str]) -> bool:
+    """Tell whether a line only draws a rule below the header, as those of Markdown and databases' shells do."""
+    return all(map(_RULE.fullmatch, filter(None, cells))) and any(cells)
 
 
 def _is_data(header: list[str], below: list[list[str]]) -> bool:
@@ -335,7 +346,12 @@ class _Rows:
     def _is_below(self, cells: list[str]) -> bool:
         filled = [cell for cell in cells if cell]
         is_text = len(filled) == 1 and not _NUMBER.fullmatch(filled[0])
-        return _word(cells) in TOTALS or bool(_NOTE.match(filled[0])) or (is_text and self._gap)
+        return (
+            _word(cells) in TOTALS
+            or _is_rule(cells)
+            or bool(_NOTE.match(filled[0]))
+            or (is_text and self._gap)
+        )
 
     def _refuse(self) -> None:
         number, cells = self._odd[0]

@@ -33,10 +33,56 @@ ZONES = {
 _ZONE = re.compile(r"(?<=[\d MmAaPp])\s?\b([A-Z]{1,4})\b(?=$| \d{4}$)")
 _QUARTER = re.compile(r"(?:(\d{4})\W?[Qq]([1-4])|[Qq]([1-4])\W?(\d{4})|([1-4])[Qq]\W?(\d{4}))")
 _HALF = re.compile(r"(\d{4})\W?[Hh]([12])")
-_ELAPSED = re.compile(r"(\d+):(\d{2})(?::(\d{2}))?")
+_ELAPSED = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d{2})(?::(\d{2})(?:\.\d*)?)?")
+_ELAPSED_UNITS = re.compile(
+    r"(?=\D*\d)P?(?:(\d+) ?d(?:ays?)?)?[T ]?(?:(\d+) ?h(?:ours?|rs?)?)? ?(?:(\d+) ?m(?:in(?:ute)?s?)?)? ?"
+    r"(?:(\d+) ?s(?:ec(?:ond)?s?)?)?",
+    re.I,
+)
 _WEEK = re.compile(r"(?:(\d{4})\W?[Ww](\d{1,2})(?:-?([1-7]))?|[Ww](\d{1,2})\W(\d{4}))")
 _ISO_DAY = re.compile(r"(\d{4})[-/.](\d{2})(?:[-/.](\d{2})(?!\d)|$)")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
+
+_MONTHS = (
+    "January jan januar januari janvier janv enero ene gennaio gen janeiro",
+    "February feb februar februari février fevrier févr fevr fév febrero febbraio fevereiro fev",
+    "March mar märz maerz mär mrz mars marzo março marco maart mrt",
+    "April apr avril avr abril abr aprile",
+    "May may mai mayo maggio mag maio mei",
+    "June jun juni juin junio giugno giu junho",
+    "July jul juli juillet juil julio luglio lug julho",
+    "August aug août aout agosto ago augustus",
+    "September sep sept septembre septiembre settembre set setembro",
+    "October oct okt oktober octobre octubre ottobre ott outubro out",
+    "November nov novembre noviembre novembro",
+    "December dec dez dezember décembre decembre déc diciembre dic dicembre dezembro",
+)
+"""Names of months, after the English one also in German, French, Spanish, Italian, Dutch and Portuguese."""
+_MONTH_OF = {word.lower(): line.split()[0] for line in _MONTHS for word in line.split()}
+_MONTH_WORD = re.compile(r"([^\W\d_]{3,})\.?|\b(?:de|del|of) ")
+
+
+def with_english_months(text: str, form: str = "%b") -> str:
+    """Write the months of a date as a format of `strptime` has them.
+
+    Args:
+        text: the date, with a month's name in one of several languages, or abbreviated.
+        form: the format.
+
+    >>> with_english_months("5 de octubre de 2020"), with_english_months("1. Sept. 2021", "%d. %B %Y")
+    ('5 Oct 2020', '1. September 2021')
+    """
+    dot = "." * ("%b." in form or "%B." in form)
+
+    def english(word: re.Match[str]) -> str:
+        if word[1] is None:
+            return ""
+        month = _MONTH_OF.get(word[1].lower())
+        if month is None:
+            return word[0]
+        return (month if "%B" in form else month[:3]) + dot
+
+    return _MONTH_WORD.sub(english, text)
 
 
 def plain_form(form: str) -> str:
@@ -77,7 +123,9 @@ def plain_date(text: str, form: str) -> str:
         return f"{day[1]}-{day[2]}-{day[3] or '01'}{text[day.end() :]}" if day else text
     # Commas are written or not, and days may be ordinal: "January 5th, 2020".
     text = text.replace(",", "")
-    return _ORDINAL.sub("", text) if "%b" in form or "%B" in form else text
+    if "%b" not in form and "%B" not in form:
+        return text
+    return with_english_months(_ORDINAL.sub("", text), form)
 
 
 def _quarter(text: str) -> str:
@@ -101,12 +149,16 @@ def _week(text: str) -> str:
 
 
 def _elapsed(text: str) -> str:
-    found = _ELAPSED.fullmatch(text)
-    if found is None or int(found[1]) > 100_000:
+    found = _ELAPSED.fullmatch(text) or _ELAPSED_UNITS.fullmatch(text)
+    if found is None:
         return ""
     # With two parts hours and minutes or minutes and seconds: the order is the same.
-    span = dt.timedelta(hours=int(found[1]), minutes=int(found[2]), seconds=int(found[3] or 0))
-    return (dt.datetime(1970, 1, 1) + span).isoformat()
+    days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    try:
+        span = dt.timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+        return (dt.datetime(1970, 1, 1) + span).isoformat()
+    except OverflowError:
+        return ""
 
 
 _PARTS = {QUARTER: _quarter, WEEK: _week, ELAPSED: _elapsed}

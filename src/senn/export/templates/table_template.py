@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from senn.data.tabular.cell_texts import MISSING_MARKS, NO_VALUE, TRUTH, as_text, finder
-from senn.data.tabular.text_layout import cells_of, encoding_of, layout_of
+from senn.data.tabular.text_layout import NAMELESS, cells_of, encoding_of, layout_of
 from senn.data.tabular.written_dates import ISO, plain_date, plain_form
 from senn.data.tabular.written_numbers import read_number, settled_decimal
 
@@ -41,7 +41,7 @@ def read_table_rows(
     for cells in filter(any, lines):
         padded = cells + [""] * (layout.width - len(cells))
         named = zip(layout.names, layout.places, strict=True)
-        rows.append({name: padded[at] or None for name, at in named})
+        rows.append({name or NAMELESS: padded[at] or None for name, at in named})
     return rows
 
 
