@@ -175,7 +175,7 @@ def test_notes_say_what_the_rows_are(home):
     wide = pd.DataFrame(np.random.default_rng(1).normal(size=(40, 90))).add_prefix("x")
     pd.concat([small, wide], axis=1).to_csv(home / "wide.csv", index_label="Unnamed: 0")
     made = prepared(home, "wide.csv")
-    assert made.notes[0].startswith("0 rows for validation: 10% of 32 would be fewer than 10")
+    assert made.notes[0].startswith("0 rows for validation: 10 of 32 would be more than a quarter")
     assert "no price limits it" in made.notes[1]
     assert made.summary()["columns"]["Unnamed: 0"] == "dropped"
 

@@ -42,8 +42,12 @@ def test_the_split_is_deterministic_and_seeded():
 
 
 def test_too_few_validation_rows_are_not_held_out():
-    kept, held = validation_split(torch.zeros(30), 0.1, torch.Generator(), minimum=10)
-    assert (len(kept), len(held)) == (30, 0)
+    shares = {rows: TrainConfig().validation_share(rows) for rows in (39, 40, 94, 95, 1000)}
+    assert shares == {39: 0.0, 40: 0.25, 94: 10 / 94, 95: 0.1, 1000: 0.1}
+    assert TrainConfig(validation_fraction=0.0).validation_share(60) == 0
+    for rows in range(40, 96):
+        share = TrainConfig().validation_share(rows)
+        assert len(validation_split(torch.zeros(rows), share, torch.Generator())[1]) == 10
 
 
 FIVE = TrainConfig(addition_rounds=(0.02, 0.04, 0.08, 0.16, 0.32), pruning_rounds=(0.4, 0.5))

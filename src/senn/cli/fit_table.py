@@ -241,8 +241,8 @@ def prepare(options: FitOptions, begun_with: RunStart | None = None) -> Preparat
     source = _Source.read(options)
     table, target, recipe = source.table, source.target, table_recipe(options)
     test = read_test_table(options, target.name, source.as_text, table)
-    parts = divide(options, table, target, test, recipe.validation_fraction)
-    folds = fold_parts(options, table, target, recipe.validation_fraction)
+    parts = divide(options, table, target, test, recipe)
+    folds = fold_parts(options, table, target, recipe)
     made = source.encoded(parts, recipe, begun_with=begun_with)
     notes = remarks(
         options,

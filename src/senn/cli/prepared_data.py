@@ -183,8 +183,8 @@ def no_validation_note(count: int, unit: str, recipe: TrainConfig) -> str:
         recipe: training configuration.
     """
     return (
-        f"0 {unit} for validation: {recipe.validation_fraction:.0%} of {count:,} would be fewer than "
-        f"{recipe.min_validation}, so the network of the last epoch is kept, not the best"
+        f"0 {unit} for validation: {recipe.min_validation} of {count:,} would be more than a quarter, so the network "
+        "of the last epoch is kept, not the best"
     )
 
 
@@ -199,9 +199,7 @@ def part_sizes(y: Tensor, recipe: TrainConfig, validation: Tensor | None = None)
     if validation is None:
         # The same draws as training makes, so that the plan names the very rows that a run would hold out.
         generator = torch.Generator().manual_seed(recipe.seed)
-        _, validation = validation_split(
-            y, recipe.validation_fraction, generator, minimum=recipe.min_validation
-        )
+        _, validation = validation_split(y, recipe.validation_share(len(y)), generator)
     return len(y) - len(validation), len(validation)
 
 

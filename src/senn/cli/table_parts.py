@@ -20,6 +20,7 @@ from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import FitOptions
+from senn.training import TrainConfig
 
 RowNumbers = NDArray[np.intp]
 
@@ -93,7 +94,7 @@ def divide(
     table: Table,
     target: Target,
     test: pd.DataFrame | None,
-    validation_fraction: float,
+    recipe: TrainConfig,
 ) -> TableParts:
     """Divide a table into rows to train on, to validate on and to test on.
 
@@ -102,19 +103,19 @@ def divide(
         table: the table as read.
         target: column to predict.
         test: table to test on; None to hold out rows.
-        validation_fraction: share of the training rows that are held out for validation by groups or by time.
+        recipe: share of the training rows that are held out for validation by groups or by time.
 
     Raises:
         SennError: a column of `--group` or `--time` isn't there or can't be used, or a part would have no rows.
     """
-    divider = _Divider.of(options, table.frame, target, validation_fraction)
+    divider = _Divider.of(options, table.frame, target, recipe)
     if test is None:
         return divider.parts(*divider.hold_out())
     return divider.with_test(test)
 
 
 def fold_parts(
-    options: FitOptions, table: Table, target: Target, validation_fraction: float
+    options: FitOptions, table: Table, target: Target, recipe: TrainConfig
 ) -> tuple[TableParts, ...]:
     """Divide a table for cross-validation: for each fold the rows to train on, to validate on and to test on.
 
@@ -122,7 +123,7 @@ def fold_parts(
         options: of the run.
         table: the table as read.
         target: column to predict.
-        validation_fraction: share of the training rows that are held out for validation by groups or by time.
+        recipe: share of the training rows that are held out for validation by groups or by time.
 
     Returns:
         A part for each fold; none without `--cv`.
@@ -136,7 +137,7 @@ def fold_parts(
         raise SennError(
             "--cv can't be combined with --test: it scores on each part of DATA in turn"
         )
-    divider = _Divider.of(options, table.frame, target, validation_fraction)
+    divider = _Divider.of(options, table.frame, target, recipe)
     return tuple(divider.parts(*pair) for pair in divider.folds(options.cv))
 
 
@@ -149,23 +150,23 @@ class _Divider:
         frame: the table.
         keys: groups and times of its rows.
         classes: (rows,) numbers of their classes; None for numbers.
-        fraction: share of the training rows that are held out for validation by groups or by time.
+        recipe: share of the training rows that are held out for validation by groups or by time.
     """
 
     options: FitOptions
     frame: pd.DataFrame
     keys: RowKeys
     classes: NDArray[Any] | None
-    fraction: float
+    recipe: TrainConfig
 
     @classmethod
     def of(
-        cls, options: FitOptions, frame: pd.DataFrame, target: Target, fraction: float
+        cls, options: FitOptions, frame: pd.DataFrame, target: Target, recipe: TrainConfig
     ) -> _Divider:
         keys = RowKeys.of(options, frame, target.name)
         is_class = target.task == "classification"
         classes = target.encode(frame[target.name]) if is_class else None
-        return cls(options=options, frame=frame, keys=keys, classes=classes, fraction=fraction)
+        return cls(options=options, frame=frame, keys=keys, classes=classes, recipe=recipe)
 
     def hold_out(self) -> tuple[RowNumbers, RowNumbers]:
         """Choose rows to train on and to test on."""
@@ -253,10 +254,11 @@ class _Divider:
         if not self.keys.is_given:
             return train, None
         keys = self.keys.take(train)
-        if not keys.is_divisible or not self.fraction:
+        share = self.recipe.validation_share(len(train))
+        if not keys.is_divisible or not share:
             return train, np.empty(0, dtype=np.intp)
         classes = None if self.classes is None else self.classes[train]
-        fitted, validation = keys.hold_out(self.fraction, self.options.seed, classes)
+        fitted, validation = keys.hold_out(share, self.options.seed, classes)
         kept = np.sort(np.concatenate([keys.parted(fitted, validation), validation]))
         return train[kept], np.searchsorted(kept, validation)
 

@@ -201,7 +201,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             return None
         if groups is not None and self.validation == "last":
             raise SennError("groups can't be combined with validation='last'")
-        fraction, rows = recipe.validation_fraction, np.empty(0, dtype=np.intp)
+        fraction, rows = recipe.validation_share(len(y)), np.empty(0, dtype=np.intp)
         if groups is None:
             rows = np.arange(len(y))[len(y) - round(fraction * len(y)) :]
         elif fraction and len(np.unique(groups)) > 1:

@@ -167,8 +167,8 @@ def partition(
         return rows.take(kept), rows.take(held_out) if len(held_out) else None
     if validation is not None:
         return rows, Rows(x=validation[0], y=validation[1])
-    fewest = max(1, recipe.min_validation)
-    kept, held_out = validation_split(rows.y, recipe.validation_fraction, generator, minimum=fewest)
+    share = recipe.validation_share(len(rows))
+    kept, held_out = validation_split(rows.y, share, generator)
     return rows.take(kept), rows.take(held_out) if len(held_out) else None
 
 
@@ -186,12 +186,11 @@ def validation_rows(y: Tensor, recipe: TrainConfig, chosen: Tensor | None = None
     if chosen is not None:
         return chosen.sort().values
     generator = torch.Generator().manual_seed(recipe.seed)
-    fewest = max(1, recipe.min_validation)
-    return validation_split(y, recipe.validation_fraction, generator, minimum=fewest)[1]
+    return validation_split(y, recipe.validation_share(len(y)), generator)[1]
 
 
 def validation_split(
-    y: Tensor, fraction: float, generator: torch.Generator, *, minimum: int = 0
+    y: Tensor, fraction: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Draw rows for training and for validation.
 
@@ -200,7 +199,6 @@ def validation_split(
             training. Floating point for anything else.
         fraction: share of the rows to hold out.
         generator: source of the draw.
-        minimum: fewest validation rows that are worth holding out; if there would be fewer, all rows are for training.
 
     Returns:
         Row numbers for training and for validation, (n_train,) and (n_validation,) long, each in increasing order.
@@ -208,8 +206,7 @@ def validation_split(
     n = len(y)
     # Drawn even if nothing is held out, so that what is drawn next doesn't depend on the fraction.
     order = torch.randperm(n, generator=generator)
-    wanted = round(fraction * n)
-    if wanted == 0 or wanted < minimum:
+    if round(fraction * n) == 0:
         return torch.arange(n), torch.empty(0, dtype=torch.long)
     # Numbers are one class: then proportions say nothing.
     classes = torch.zeros(n, dtype=torch.long) if y.is_floating_point() else y.cpu()[order]

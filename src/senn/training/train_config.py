@@ -30,6 +30,9 @@ from senn.training.policy_defaults import BY_NAME, PRICE, DefaultRounds, policy_
 Task = Literal["classification", "regression"]
 
 
+_LARGEST_SHARE = 0.25
+"""Share of validation rows up to which small tables have `min_validation` of them."""
+
 RANGES: Mapping[str, Rule] = {
     "hidden": each(whole(low=1)).or_none(),
     "shortcut": flag().or_none(),
@@ -105,7 +108,8 @@ class TrainConfig:
         schedule: `tail` (constant, then linearly to zero over the last `tail` of the steps), `cosine` or `constant`.
         tail: fraction of the steps over which the learning rate falls and over which `swa` averages.
         validation_fraction: share of the rows held out for early stopping, 0 to 0.9; 0 for none.
-        min_validation: fewest validation rows; if there would be fewer, none are held out and the last epoch is kept.
+        min_validation: fewest validation rows, up to a quarter of all of them; where that would be fewer, none are held
+            out and the last epoch is kept.
         patience: epochs without a better validation figure after which the run is cut short, though never while the
             network may still grow. The `tail` of the learning rate starts then; with other schedules the run ends. None
             for a fifth of the epochs, at least 10; `math.inf` for never.
@@ -272,6 +276,23 @@ class TrainConfig:
             patience=patience,
             growth_end=round(last_round * min(steps, self.growth_steps)),
         )
+
+    def validation_share(self, rows: int) -> float:
+        """Return the share of the rows that is held out for validation; 0 for none.
+
+        Args:
+            rows: number of rows to train and to validate on.
+
+        >>> from senn.training import TrainConfig
+        >>> [TrainConfig().validation_share(rows) for rows in (1000, 50, 39)]
+        [0.1, 0.2, 0.0]
+        """
+        wanted = self.validation_fraction
+        if not wanted or round(wanted * rows) >= max(1, self.min_validation):
+            return wanted
+        # A few rows more are worth it: without any, no epoch is chosen, nothing calibrated, no linear model compared.
+        fewest = max(1, self.min_validation)
+        return fewest / rows if fewest <= _LARGEST_SHARE * rows else 0.0
 
     def lr_factor(self, progress: float) -> float:
         """Return the learning rate as a fraction of its peak.
