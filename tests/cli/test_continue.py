@@ -106,3 +106,27 @@ def test_classes_keep_their_kind_and_numbers_widen_their_bounds():
     real = Target.fit("k", pd.Series(np.linspace(0, 1, 30)), "regression")
     wider = continued(real, pd.Series([0.5, 7.0]))
     assert (wider.mean, wider.scale, wider.low, wider.high) == (real.mean, real.scale, 0.0, 7.0)
+
+
+def test_all_networks_of_an_ensemble_go_on_and_the_first_may_grow(home, capsys):
+    argv = ["fit", home / "old.csv", "--target", "kind", "--out", home / "several", "--quiet"]
+    assert main([str(one) for one in [*argv, "--epochs", "3", "--members", "3"]]) == 0
+    before = senn.load_run(home / "several").model
+    made = prepare(FitOptions(data=str(home / "both.csv"), continued=str(home / "several")))
+    with torch.no_grad():
+        assert torch.allclose(made.network()(made.x)[:, :2], before(made.x), atol=1e-6)
+    assert any("the 3 networks" in note for note in made.notes)
+    argv = ["fit", home / "both.csv", "--continue", home / "several", "--out", home / "more"]
+    assert main([str(one) for one in [*argv, "--epochs", "25", "--json"]]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["members"] == 3
+    assert results["test"]["accuracy"] > 0.9
+    after = senn.load_run(home / "more").model
+    assert [one.hidden for one in after.members[1:]] == [one.hidden for one in before.members[1:]]
+    assert all(
+        not torch.equal(new.body[0].weight, old.body[0].weight)
+        for new, old in zip(after.members[1:], before.members[1:], strict=True)
+    )
+    argv = ["fit", home / "both.csv", "--continue", home / "several", "--out", home / "x"]
+    said = refused(capsys, [*argv, "--optimizer", "natural-gradient"])
+    assert "an ensemble can't go on with the optimizer 'natural-gradient'" in said

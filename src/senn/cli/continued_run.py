@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from senn.data import Table, TableEncoder, Target
-from senn.data.images import ImageEncoder
 from senn.data.tabular.continued_target import continued
 from senn.data.tabular.feature_columns import listed
 from senn.data.tabular.table_encoder import check_names
@@ -23,10 +22,15 @@ from senn.runs import FitOptions
 from senn.runs.fit_options import option_name
 from senn.surgery import add_outputs
 from senn.training import TrainConfig
+from senn.training.heavy_targets import network_in
+from senn.training.members import continued_members
 from senn.training.saved_network import load_network
 
 _DECIDED = ("column", "task", "cv", "members")
 """Options that a network decides which is there already."""
+
+_OF_TABLES = (MLP, SinhOutput, Ensemble)
+"""Classes of the networks that tables are fitted with."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,7 +44,7 @@ class ContinuedRun:
     """
 
     folder: str
-    model: MLP | SinhOutput
+    model: MLP | SinhOutput | Ensemble
     encoder: TableEncoder
 
     @classmethod
@@ -59,8 +63,8 @@ class ContinuedRun:
         folder = options.continued
         if folder is None:
             return None
-        model, encoder = _first_network(folder)
-        if not isinstance(encoder, TableEncoder) or not isinstance(model, MLP | SinhOutput):
+        model, encoder = load_network(Path(folder))
+        if not isinstance(encoder, TableEncoder) or not isinstance(model, _OF_TABLES):
             raise SennError(f"the run in {folder!r} is none of a table, so it can't go on with one")
         record = options.to_dict()
         for name in _DECIDED:
@@ -92,7 +96,7 @@ class ContinuedRun:
         """Return the target with the classes of the run and those that are new in some cells."""
         return continued(self.encoder.target, cells)
 
-    def network(self, target: Target, x: Tensor) -> MLP | SinhOutput:
+    def network(self, target: Target, x: Tensor) -> MLP | SinhOutput | Ensemble:
         """Return the network, with outputs for new classes.
 
         Args:
@@ -102,16 +106,26 @@ class ContinuedRun:
         Returns:
             A network of its own for each call.
         """
-        model, _ = _first_network(self.folder)
+        model, _ = load_network(Path(self.folder))
         model.to(x)
         new = target.outputs - self.encoder.target.outputs
-        if new:
-            add_outputs(model, new, x[:256])
-        assert isinstance(model, MLP | SinhOutput)  # as `read` has found
+        for one in model.members if isinstance(model, Ensemble) else [model]:
+            if new:
+                add_outputs(one, new, x[:256])
+        assert isinstance(model, _OF_TABLES)  # as `read` has found
         return model.train()
 
     def recipe(self, recipe: TrainConfig) -> TrainConfig:
-        """Return a recipe for the network as it is."""
+        """Return a recipe for the network as it is.
+
+        Raises:
+            SennError: an ensemble can't go on by it.
+        """
+        inner, _ = network_in(self.model)
+        if isinstance(inner, Ensemble):
+            # Refused before anything is trained.
+            others = [one for one in inner.members[1:] if isinstance(one, MLP)]
+            continued_members(others, recipe, cross_fits=True)
         return replace(recipe, hidden=self.model.hidden)
 
     def notes(self, target: Target, frame: pd.DataFrame, y: Tensor) -> Sequence[str]:
@@ -126,9 +140,12 @@ class ContinuedRun:
             One sentence each.
         """
         known = self.encoder.target
-        said = [
-            f"the network of {self.folder!r} goes on ({', '.join(map(str, self.model.hidden))})"
-        ]
+        widths = ", ".join(map(str, self.model.hidden)) or "no hidden layer"
+        several = len(self.model.members) if isinstance(self.model, Ensemble) else 1
+        who = f"the network of {self.folder!r} goes on"
+        if several > 1:
+            who = f"the {several} networks of {self.folder!r} go on"
+        said = [f"{who} ({widths})"]
         new = target.labels[len(known.labels) :]
         if new:
             many = f"{len(new)} classes are" if len(new) > 1 else "1 class is"
@@ -142,12 +159,6 @@ class ContinuedRun:
                     "rows again, in one table with the new ones"
                 )
         return [*said, *self.encoder.surprises(frame)]
-
-
-def _first_network(folder: str) -> tuple[nn.Module, TableEncoder | ImageEncoder | None]:
-    """Load the network of a run, with its encoding: of an ensemble the first, whose size was found."""
-    model, encoder = load_network(Path(folder))
-    return model.members[0] if isinstance(model, Ensemble) else model, encoder
 
 
 def parts_of(model: nn.Module) -> list[Tensor]:

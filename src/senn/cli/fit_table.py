@@ -31,7 +31,7 @@ from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.table_notes import index_columns
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
-from senn.nn import MLP, SinhOutput
+from senn.nn import MLP, Ensemble, SinhOutput
 from senn.runs import FitOptions, RunStart
 from senn.training import Callback, Task, TrainConfig, TrainResult, train
 from senn.training.builders import build_model, most_inputs, start_widths
@@ -144,7 +144,7 @@ class Preparation:
         tensors = [self.x, self.y, self.x_test, self.y_test, *chosen, *network]
         return checksum_of(record, *tensors)
 
-    def network(self) -> MLP | SinhOutput:
+    def network(self) -> MLP | SinhOutput | Ensemble:
         """Return the network that training begins with."""
         target = self.encoder.target
         if self.source.continued is not None:

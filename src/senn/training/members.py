@@ -40,11 +40,13 @@ class MemberPlan:
         count: number of networks, the run's own included.
         cross_fits: True to let each hold out other rows for its validation; False for those of the run.
         allows_linear: True to keep a linear model instead, and alone, where that is better.
+        begun: networks that go on beside the run's own, `count` less one of one size; empty for fresh ones.
     """
 
     count: int = 1
     cross_fits: bool = False
     allows_linear: bool = False
+    begun: tuple[MLP, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,12 +75,7 @@ def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberP
     Raises:
         SennError: more than one is asked for with an optimizer or an average that several networks can't share.
     """
-    optimizer = recipe.optimizer.lower().replace("_", "-")
-    obstacle = None
-    if optimizer not in ELEMENTWISE:
-        obstacle = f"the optimizer {recipe.optimizer!r}"
-    elif recipe.average is not None:
-        obstacle = f"average={recipe.average!r}"
+    obstacle = _obstacle(recipe)
     limits = (recipe.max_params, recipe.max_flops, recipe.max_width)
     is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
     is_free = recipe.grow and not is_paper and all(one is None for one in limits)
@@ -93,6 +90,31 @@ def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberP
         if obstacle or is_limited or rows > 5 * MANY_ROWS:
             return MemberPlan(allows_linear=allows_linear)
     return MemberPlan(count=count, cross_fits=cross_fits, allows_linear=allows_linear)
+
+
+def continued_members(
+    networks: Sequence[MLP], recipe: TrainConfig, *, cross_fits: bool
+) -> MemberPlan:
+    """Plan that networks of an ensemble go on beside its first one.
+
+    Args:
+        networks: those behind the first, of one size.
+        recipe: of the run.
+        cross_fits: True where training draws the validation rows.
+
+    Raises:
+        SennError: the optimizer, or an average, is one that several networks can't share.
+    """
+    if networks and (obstacle := _obstacle(recipe)) is not None:
+        raise SennError(f"an ensemble can't go on with {obstacle}")
+    return MemberPlan(count=1 + len(networks), cross_fits=cross_fits, begun=tuple(networks))
+
+
+def _obstacle(recipe: TrainConfig) -> str | None:
+    """Return what several networks in one tensor can't share; None for nothing."""
+    if recipe.optimizer.lower().replace("_", "-") not in ELEMENTWISE:
+        return f"the optimizer {recipe.optimizer!r}"
+    return None if recipe.average is None else f"average={recipe.average!r}"
 
 
 def train_members(
@@ -151,7 +173,9 @@ class _Members:
         self.generator = torch.Generator().manual_seed(recipe.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed + 1)  # other weights than those that the run began with
-            self.models = [fresh_copy(model) for _ in range(self.count)]
+            self.models = [copy.deepcopy(one) for one in plan.begun] or [
+                fresh_copy(model) for _ in range(self.count)
+            ]
         self.skeleton = copy.deepcopy(self.models[0]).to("meta").train()
         # Activations without numbers of their own are applied to all members at once.
         self.is_plain = all(

@@ -153,9 +153,7 @@ class LinesCallback(Callback):
     def on_members(self, record: Mapping[str, Any]) -> None:
         """Say that further networks are trained, which takes a while."""
         self.tell_taken_back()
-        self._print(
-            f"{record['members'] - 1} further networks of this size are trained, to be averaged with it"
-        )
+        self._print(f"{record['members'] - 1} further networks are trained, to be averaged with it")
 
     def on_end(self, record: Mapping[str, Any]) -> None:
         """Show the reason why training ended."""

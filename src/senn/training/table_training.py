@@ -9,13 +9,13 @@ from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError
-from senn.nn import MLP, SinhOutput
+from senn.nn import MLP, Ensemble, SinhOutput
 from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
 from senn.training.heavy_targets import in_own_unit, network_in, transform_of, transformed_recipe
 from senn.training.loop import fit_model
-from senn.training.members import MemberPlan, plan_members
+from senn.training.members import continued_members, plan_members
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
@@ -33,7 +33,7 @@ def train(
     validation: tuple[Tensor, Tensor] | Tensor | None = None,
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
-    model: MLP | SinhOutput | None = None,
+    model: MLP | SinhOutput | Ensemble | None = None,
 ) -> TrainResult:
     """Train a network that finds its own size on a table held in memory.
 
@@ -51,7 +51,8 @@ def train(
             out `recipe.validation_fraction` of the rows, classes in proportion.
         callbacks: listeners to the records.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
-        model: network that goes on, which is changed in place; None for a fresh one.
+        model: network that goes on, which is changed in place; None for a fresh one. Of an ensemble the first network
+            may change its size, and the others go on as they are.
 
     Returns:
         The best network, and the history of the run.
@@ -77,21 +78,23 @@ def train(
         # that they don't depend on how many numbers a model draws.
         torch.manual_seed(recipe.seed)
         generator = torch.Generator().manual_seed(recipe.seed)
-        transform, begun = _transform(y, model, recipe, task)
+        transform, begun = _begun(y, model, recipe, task)
         if transform is not None:
             y, recipe = transform.transform(y), transformed_recipe(recipe, transform)
         training, held_out = partition(
             x, y, recipe, sample_weight=sample_weight, validation=validation, generator=generator
         )
         # In the precision, and on the device, of the data.
-        if begun is None:
-            begun = build_model(x.shape[1], outputs, recipe)
-        # Beside a network that goes on there are none: fresh ones would not know what it has learned before.
-        members = MemberPlan()
-        if model is None:
-            members = plan_members(recipe, len(x), cross_fits=validation is None)
+        first = begun[0] if begun else build_model(x.shape[1], outputs, recipe)
+        # Beside a network that goes on there are no fresh ones, which would not know what it has learned before.
+        cross_fits = validation is None
+        members = (
+            continued_members([one.to(x) for one in begun[1:]], recipe, cross_fits=cross_fits)
+            if begun
+            else plan_members(recipe, len(x), cross_fits=cross_fits)
+        )
         result = fit_model(
-            begun.to(x),
+            first.to(x),
             training,
             held_out,
             task=task,
@@ -106,15 +109,18 @@ def train(
     return in_own_unit(result, transform, held_out, recipe)
 
 
-def _transform(
-    y: Tensor, model: MLP | SinhOutput | None, recipe: TrainConfig, task: Task
-) -> tuple[SinhOutput | None, MLP | None]:
-    """Find how targets are transformed, and the network that learns them; None for none, and for a fresh one."""
-    if isinstance(model, SinhOutput):
-        inner, _ = network_in(model.to(y))
-        assert isinstance(inner, MLP)  # as of a table
-        return model, inner
-    return (transform_of(y, recipe, task) if model is None else None), model
+def _begun(
+    y: Tensor, model: MLP | SinhOutput | Ensemble | None, recipe: TrainConfig, task: Task
+) -> tuple[SinhOutput | None, list[MLP]]:
+    """Find how targets are transformed, and the networks that learn them; no networks for a fresh one."""
+    if model is None:
+        return transform_of(y, recipe, task), []
+    inner, transform = network_in(model.to(y) if y.is_floating_point() else model)
+    networks = [*inner.members] if isinstance(inner, Ensemble) else [inner]
+    found = [one for one in networks if isinstance(one, MLP)]
+    if len(found) < len(networks):
+        raise SennError("model must be a senn.nn.MLP, or several of them, to go on with a table")
+    return transform, found
 
 
 # All of these would fail later, in torch, in words that name neither the argument nor the cause.
