@@ -40,6 +40,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "identity_bases": (-2,),
         "ascent_steps": (-3,),
         "ascent_step_size": (0.0, -1.0),
+        "new_blocks": ("random", 1),
         "activation": ("nonsense", "", nn.ReLU),
         "initializer": (nn.ReLU(), DataDirections, "data"),
         "max_columns": (0, 1.5),

@@ -283,3 +283,51 @@ def test_nothing_else_changes_in_a_round_that_repeats_a_block() -> None:
     events = senn.Grower(model, policy=Greedy(), samples=len(Y), max_width=6).grow([(IMAGES, Y)])
     assert [event.detail for event in events] == ["a copy after it"]
     assert len(model[1]) == 2
+
+
+@pytest.mark.parametrize("weights", ["copied", "shuffled"])
+@pytest.mark.parametrize("birth", ["silent", "stepped", "plain"])
+def test_blocks_are_born_as_asked(birth: str, weights: str) -> None:
+    model = residual_net()
+    loss = F.cross_entropy(model(IMAGES), Y).item()
+    grower = senn.Grower(
+        model,
+        policy=Deepest("1.0"),
+        moves=("depth",),
+        samples=len(Y),
+        candidate_config=senn.CandidateConfig(new_blocks=weights),
+        birth=birth,
+    )
+    (event,) = grower.grow([(IMAGES, Y)])
+    old, new = (dict(block.named_parameters()) for block in model[1])
+    assert torch.equal(old["first.weight"], new["first.weight"]) == (weights == "copied")
+    assert torch.equal(
+        old["first.weight"].flatten().sort().values, new["first.weight"].flatten().sort().values
+    )
+    assert torch.equal(old["last.weight"], new["last.weight"]) == (birth == "plain")
+    assert bool(new["last.weight"].any()) == (birth != "silent")
+    if birth != "plain":
+        assert F.cross_entropy(model(IMAGES), Y).item() <= loss + 1e-6
+    event.undo()
+    assert len(model[1]) == 1
+
+
+def test_a_copy_with_more_weights_than_rows_promises_what_a_short_step_brings() -> None:
+    """At its own length its step is noise that costs much on other rows; a birth would shorten it."""
+    torch.manual_seed(0)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(16, 64), nn.Linear(64, 16)
+
+        def forward(self, x):
+            return x + self.last(self.first(x).relu())
+
+    model = nn.Sequential(nn.Linear(16, 16), Block(), nn.Linear(16, 2))
+    x = torch.randn(120, 16)
+    y = (x[:, 0] * x[:, 1] > 0).long()
+    grower = senn.Grower(model, policy=Deepest("1"), moves=("depth",), samples=len(y))
+    (found,) = [c for c in grower.score_candidates([(x, y)]) if c.place == "1"]
+    assert found.gain > 0.5
+    assert -0.1 < found.held_out_gain < found.gain

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from senn import _deprecated
-from senn._validate import Rule, check_fields, fraction, positive, whole
+from senn._validate import Rule, check_fields, fraction, one_of, positive, whole
 from senn.candidates.initializers import Initializer, initializer_rule
 from senn.errors import SennError
 from senn.nn.activations import activation_name
@@ -36,6 +36,8 @@ class CandidateConfig:
             are none before maps with more than 8,192 outputs, such as heads over a vocabulary.
         ascent_steps: steps of gradient ascent of log D' on the incoming parameters of candidate units.
         ascent_step_size: length of the first step, relative to the norm of a unit's incoming parameters; adapted later.
+        new_blocks: weights inside a block that is added after a residual one: `copied`, those of that block; or
+            `shuffled`, the same numbers in random order, a random block of the same scale.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
             `senn.nn.activations.ACTIVATIONS`; None for the one that the model uses nearby.
 
@@ -62,6 +64,7 @@ class CandidateConfig:
     identity_bases: int | None = None
     ascent_steps: int = 0
     ascent_step_size: float = 0.1
+    new_blocks: Literal["copied", "shuffled"] = "copied"
     activation: str | None = None
     initializer: Initializer | None = None
 
@@ -74,6 +77,7 @@ class CandidateConfig:
         "identity_bases": whole(low=0).or_none(),
         "ascent_steps": whole(low=0),
         "ascent_step_size": positive(),
+        "new_blocks": one_of("copied", "shuffled"),
         "activation": activation_name().or_none(),
         "initializer": initializer_rule().or_none(),
     }

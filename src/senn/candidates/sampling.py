@@ -33,7 +33,7 @@ from senn.kfac.loss_metric import LossMetric
 from senn.nn import Residual
 from senn.nn.activations import activation_class
 from senn.pytree import Inputs, Output, Targets
-from senn.surgery import Append, Widen, function_preserving_copy
+from senn.surgery import Append, Widen, function_preserving_copy, shuffle_weights
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """Normalizations whose weight can silence a residual block."""
@@ -253,9 +253,10 @@ def _block_copies(context: SamplingContext) -> dict[str, Append]:
             continue
         parameters = sum(p.numel() for p in module.parameters())
         if context.is_worthwhile(parameters) and is_scorable(context.model, block, context.maps):
-            found[block.module] = Append(
-                block.module, function_preserving_copy(context.model, block)
-            )
+            added = function_preserving_copy(context.model, block)
+            if context.config.new_blocks == "shuffled":
+                shuffle_weights(added, context.generator)
+            found[block.module] = Append(block.module, added)
     return found
 
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from senn.errors import SurgeryError, warn
-from senn.graph import DependencyGraph, Refusal
+from senn.graph import DependencyGraph, Refusal, ResidualBlock
 from senn.graph.trained_places import without_untrained
 from senn.policies import BirthKind, Candidate, Policy, price_of
 from senn.pytree import Inputs
@@ -23,7 +23,7 @@ from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import with_removals
 from senn.scoring.validation_samples import ValidationSamples, check_rise
-from senn.surgery import Move, Prune, Receipt, transaction
+from senn.surgery import Append, Move, Prune, Receipt, make_plain, transaction
 from senn.surgery.moves import place_of, tensors_of
 from senn.surgery.optimizer_layers import untrained
 from senn.surgery.transaction import UncarriedState
@@ -72,7 +72,7 @@ class RoundToApply:
         examples: inputs of other calls of the model, which must go on to work.
         rejections: one sentence is appended for each failed attempt.
         failed: an entry is appended for each place whose change failed.
-        birth: `stepped` or `silent`; None leaves it to the policy.
+        birth: `stepped`, `silent` or `plain`; None leaves it to the policy.
         policy: the policy that accepted them.
         validation: samples that the model isn't trained on, which removals are verified on as well; None for none.
     """
@@ -200,7 +200,7 @@ class RoundToApply:
         cost = sum(-one.gain / 2 for one in accepted if one.kind == "prune")
         removes = any(isinstance(move, Prune) for move in moves)
         validation = self._validation_losses() if removes else torch.empty(0)
-        receipt = None
+        receipt, blocks = None, self._blocks(moves)
         try:
             receipt = self._transaction(
                 moves,
@@ -223,11 +223,16 @@ class RoundToApply:
                 )
                 receipt.first_undo(birth.silence)
                 length, decrease = birth.perform(
-                    session.probe_loss, stepped=self._birth() == "stepped"
+                    session.probe_loss, stepped=self._birth() != "silent"
                 )
             if steps:
                 self._check_profit(accepted, decrease)
             with communicator.fail_together("change the model"):
+                if self._birth() == "plain":
+                    for (original, block), (added,) in zip(
+                        blocks, receipt.inserted[len(receipt.inserted) - len(blocks) :], strict=True
+                    ):
+                        make_plain(original, block, added)
                 if self.optimizer is None:
                     receipt.refresh()  # the birth has written to the model
                 else:
@@ -251,6 +256,12 @@ class RoundToApply:
             step_length=length,
             decrease=decrease if steps else None,
         )
+
+    def _blocks(self, moves: Sequence[Move]) -> list[tuple[nn.Module, ResidualBlock]]:
+        """Blocks that moves copy, which a copy in their list will give other names."""
+        names = [move.block for move in moves if isinstance(move, Append)]
+        graph, model = self.pool.graph, self.pool.model
+        return [(model.get_submodule(name), graph.block(name)) for name in names]
 
     def _validation_losses(self) -> Tensor:
         """Losses of the model, as it is now, on parts of the validation samples; none without any."""

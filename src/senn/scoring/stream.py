@@ -37,6 +37,7 @@ from senn.scoring.block_norms import flat_layout, norm_rows, record_norms
 from senn.scoring.changes import Gains
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
+from senn.scoring.searched_gain import searched_gain
 from senn.surgery import Append
 
 STREAM_SAMPLES = 32
@@ -352,12 +353,12 @@ class StreamCandidates:
                 each = torch.eye(len(layer_gains.whitener), dtype=torch.float64)
                 own = layer_gains.diagonal(columns, whiten_weights(layer_gains.whitener, each))
             else:
-                value, stderr = layer_gains.held_out_gain(columns[None])
+                value, stderr = searched_gain(layer_gains)
                 own = Gains(
                     gain=float(layer_gains.gain(columns[None])),
                     gain_lower_bound=float(layer_gains.gain_lower_bound(columns[None])),
-                    held_out_gain=float(value),
-                    held_out_stderr=float(stderr),
+                    held_out_gain=value,
+                    held_out_stderr=stderr,
                 )
             total += own
             # Output parameters of one block are fitted apart, so their errors are taken as independent.

@@ -22,7 +22,7 @@ from senn.surgery.grown_outputs import add_outputs, resize_token_embeddings
 from senn.surgery.moves import Append, Insert, Move, Prune, Widen
 from senn.surgery.outputs import calibrate_batch_norm
 from senn.surgery.plan import new_parameters, parameters_per_unit
-from senn.surgery.repeat import function_preserving_copy
+from senn.surgery.repeat import function_preserving_copy, make_plain, shuffle_weights
 from senn.surgery.transaction import Receipt, transaction
 from senn.surgery.undo import UndoLog
 

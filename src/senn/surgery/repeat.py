@@ -67,6 +67,32 @@ def function_preserving_copy(model: nn.Module, block: ResidualBlock) -> nn.Modul
     return twin
 
 
+def shuffle_weights(block: nn.Module, generator: torch.Generator) -> None:
+    """Put the entries of each weight in random order, in place; vectors (norms, biases) stay.
+
+    Args:
+        block: the module.
+        generator: source of the order, on the CPU.
+    """
+    for parameter in block.parameters():
+        if parameter.dim() > 1:
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.data = parameter.detach().flatten()[order].view(parameter.shape)
+
+
+def make_plain(original: nn.Module, block: ResidualBlock, added: nn.Module) -> None:
+    """Give a copy of a block the block's output parameters, in place of zeros.
+
+    Args:
+        original: the block's module.
+        block: what is known of it.
+        added: the copy in the model.
+    """
+    for name in block.output_params:
+        local = name.removeprefix(f"{block.module}.")
+        get_tensor(added, local).data.copy_(get_tensor(original, local).detach())
+
+
 def insert_copy_after(
     model: nn.Module, additions: Sequence[Addition], pending: Sequence[Swap] = ()
 ) -> list[Swap]:
