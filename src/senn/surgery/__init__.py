@@ -38,9 +38,11 @@ __all__ = [
     "apply_moves",
     "calibrate_batch_norm",
     "function_preserving_copy",
+    "make_plain",
     "new_parameters",
     "parameters_per_unit",
     "resize_token_embeddings",
+    "shuffle_weights",
     "transaction",
 ]
 
