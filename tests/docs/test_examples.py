@@ -73,13 +73,14 @@ def test_a_network_grows_in_an_own_loop_with_accelerate(capsys, monkeypatch):
     assert re.search(r"[\d,]+ parameters, held-out accuracy [01]\.\d+\n$", printed)
 
 
-@pytest.mark.parametrize("options", [[], ["--style", "gpt2", "--optimizer", "muon"]])
-def test_a_gpt_grows_while_it_trains(options, capsys, monkeypatch, tmp_path):
+def test_a_gpt_grows_while_it_trains(capsys, monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "examples")
     (tmp_path / "text").write_bytes(("the cat sat on the mat. " * 400).encode())
     example = load("grow_gpt", monkeypatch)
     example.QUICK["looks"] = 1
-    run = example.main(["--quick", "--budget", "1e8", "--data", str(tmp_path), *options])
+    run = example.main(
+        ["--quick", "--budget", "1e8", "--data", str(tmp_path), "--optimizer", "muon"]
+    )
     printed = capsys.readouterr().out
     assert run.text.vocabulary == 256
     assert re.search(r"% step \d+: (widen|insert) blocks", printed)
@@ -87,4 +88,4 @@ def test_a_gpt_grows_while_it_trains(options, capsys, monkeypatch, tmp_path):
     held = {id(p) for one in run.optimizers for group in one.param_groups for p in group["params"]}
     assert {id(p) for p in run.model.parameters()} == held
     assert run.progress > 0.95
-    assert run.curve[-1][-1] < 5.5  # nats of a byte at random
+    assert run.history[-1][1] < run.history[0][1]
