@@ -84,7 +84,7 @@ def test_public_functions_describe_their_arguments():
 # -- scripts
 
 
-LOCAL = (ROOT / "benchmarks", ROOT / "docs", ROOT / "tests" / "helpers", ROOT)
+LOCAL = (*(ROOT / name for name in ("benchmarks", "docs", "examples", "tests/helpers")), ROOT)
 OPTIONAL = {"playwright", "gromo", "lightgbm", "xgboost", "catboost", "pytabkit"}
 SCRIPTS = sorted(
     p for name in ("benchmarks", "docs", "examples") for p in (ROOT / name).glob("*.py")
