@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -15,8 +16,11 @@ from senn.training.metric import as_metric
 from senn.training.train_config import Task, TrainConfig
 from senn.training.validation import Validation
 
-PENALTIES = tuple(10.0 ** (power / 2) for power in range(2, -9, -1))
-"""Factors of half the squared weights beside the mean loss, of standardized inputs, from 10 down to .0001."""
+PENALTIES = tuple(10.0**power for power in range(1, -5, -1))
+"""Factors of half the squared weights beside the mean loss, of standardized inputs."""
+
+LEAST_GAIN = 0.002
+"""Share by which a weaker penalty has to lower the validation loss for a still weaker one to be tried."""
 
 MOST_ROWS = 20_000
 """Training rows that a linear model is fitted to; with more it would hardly change."""
@@ -54,16 +58,14 @@ def better_linear_model(
     watched = "loss" if metric is None else metric.name
     outputs = int(network(rows.x[:1]).shape[1])
     best: tuple[MLP, Validation] | None = None
-    worse = 0
     for model in linear_path(rows.spread(MOST_ROWS), outputs, task):
         found = validate(model)
         assert found is not None  # as of the network
-        if best is not None and not found.figures["loss"] < best[1].figures["loss"]:
-            worse += 1
-            if worse == 2:  # weaker penalties make it worse still
-                break
-            continue
-        best, worse = (model, found), 0
+        least = math.inf if best is None else best[1].figures["loss"]
+        if found.figures["loss"] < least:
+            best = model, found
+        if not found.figures["loss"] < (1 - LEAST_GAIN) * least:
+            break
     if best is None or present.is_level_with(best[1], watched):
         return None
     return best
