@@ -11,7 +11,7 @@ from senn.nn import MLP, Ensemble
 from senn.policies import PaperPolicy
 from senn.training import Callback, TrainConfig, train
 from senn.training.batches import Rows
-from senn.training.members import MemberPlan, _Members, fresh_copy, plan_members
+from senn.training.members import MemberPlan, _Members, fresh_copy, member_epochs, plan_members
 
 QUICK = TrainConfig(hidden=(5,), epochs=3, growth_steps=5, members=4, seed=3)
 
@@ -163,3 +163,23 @@ def test_without_time_for_them_there_are_none():
     result = fit(TrainConfig(hidden=(5,), epochs=3, members=4, max_seconds=1e-3))
     assert result.members == 1
     assert any("no further networks" in one.get("text", "") for one in result.history)
+
+
+@pytest.mark.parametrize(
+    ("losses", "epochs"),
+    [
+        ([1.0, 0.8, 0.7, 0.6], 8),  # it gains while the rate falls
+        ([1.0, 0.7, 0.75, 0.695], 4),  # by less than noise
+        ([0.7, 0.8, 0.9, 1.0], 4),  # it was at its best before
+        ([0.7, 0.6, None, 0.5], 4),
+    ],
+)
+def test_members_are_trained_longer_where_the_run_gained_at_its_end(losses, epochs):
+    rates = [0.1, 0.1, 0.06, 0.01]
+    history = [{"event": "start"}] + [
+        {"event": "epoch", "validation_loss": loss, "lr": lr}
+        for loss, lr in zip(losses, rates, strict=True)
+    ]
+    assert member_epochs(history, 4) == epochs
+    constant = [{**one, "lr": 0.1} for one in history]
+    assert member_epochs(constant, 4) == 4

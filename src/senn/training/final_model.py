@@ -14,7 +14,7 @@ from senn.nn import MLP, ConvNet, Ensemble
 from senn.training.batches import Inputs, Rows
 from senn.training.kept_frontier import kept_frontier
 from senn.training.linear_model import better_linear_model
-from senn.training.members import MemberPlan, train_members
+from senn.training.members import MemberPlan, member_epochs, train_members
 from senn.training.round_records import Record
 from senn.training.run_records import members_record
 from senn.training.run_state import RunState
@@ -140,7 +140,8 @@ def _with_members(
     alone, limit = unseen_outputs(model, training.held_out), training.recipe.max_seconds
     if training.members.count < 2 or not isinstance(model, MLP) or not model.hidden:
         return model, alone, False
-    seconds = training.state.seconds
+    seconds, done = training.state.seconds, max(1, training.state.epoch)
+    epochs = done if limit is not None else member_epochs(training.state.history, done)
     if limit is not None and 2 * seconds > limit:
         # In one tensor, they take about as long together as the run has.
         training.tell_fault("no further networks were trained: there is no time for them")
@@ -156,7 +157,7 @@ def _with_members(
             training.members,
             task=training.task,
             recipe=training.recipe,
-            epochs=max(1, training.state.epoch),
+            epochs=epochs,
             batches=training.state.config.batches,
             pause=partial(training.pause, saves=False),
         )

@@ -8,8 +8,9 @@ member that has never seen it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,9 @@ MOST_MEMBERS = 8
 
 MANY_ROWS = 20_000
 """Rows up to which that many are trained; up to five times as many rows have half of them, larger tables none."""
+
+GAIN = 0.02
+"""Share by which the validation loss falls with the learning rate in runs whose members are trained twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +114,27 @@ def continued_members(
     return MemberPlan(count=1 + len(networks), cross_fits=cross_fits, begun=tuple(networks))
 
 
+def member_epochs(history: Sequence[Mapping[str, Any]], planned: int) -> int:
+    """Choose how many passes over the data members make: twice as many as the run, where that shows that it pays.
+
+    At a constant learning rate validation losses are too noisy to tell whether a run is over. But a network that gains
+    when the rate falls wasn't fitted to its rows too closely yet, and gains from a longer run as well; one that doesn't
+    was at its best long before.
+
+    Args:
+        history: records of the run.
+        planned: epochs of the run.
+    """
+    epochs = [one for one in history if one["event"] == "epoch"]
+    if not epochs or any(one["validation_loss"] is None for one in epochs):
+        return planned
+    peak = max(one["lr"] for one in epochs)
+    at_peak = [one["validation_loss"] for one in epochs if one["lr"] > 0.999 * peak]
+    falling = [one["validation_loss"] for one in epochs if one["lr"] <= 0.999 * peak]
+    gains = bool(falling) and min(falling) < (1 - GAIN) * min(at_peak)
+    return 2 * planned if gains else planned
+
+
 def _obstacle(recipe: TrainConfig) -> str | None:
     """Return what several networks in one tensor can't share; None for nothing."""
     if recipe.optimizer.lower().replace("_", "-") not in ELEMENTWISE:
@@ -131,8 +156,7 @@ def train_members(
 ) -> TrainedMembers:
     """Train further networks of one size, each from weights, and on an order of rows, of its own.
 
-    They take as many epochs, of as many steps, as the run of the first one did, at the same learning rates. Of each the
-    best epoch on its own validation rows is kept, as of the first one.
+    Of each the best epoch on its own validation rows is kept, as of the first one.
 
     Args:
         model: the network of the run, which stays as it is.
@@ -141,7 +165,7 @@ def train_members(
         plan: number of networks, `model` included, and whether they hold out other rows than it does.
         task: `classification` or `regression`.
         recipe: optimizer, schedule of the learning rate, figure that makes an epoch the best, and seed.
-        epochs: passes over the data.
+        epochs: passes over the data, over which the learning rate goes through its schedule.
         batches: optimizer steps of an epoch.
         pause: called between steps; it may raise an interruption.
     """
