@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from equal_flops_page import equal_flops
+from gpt_page import gpt
 from lora_page import lora
 from results_frontier import smaller_sizes
 from results_models import models
@@ -50,6 +51,7 @@ python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # fi
 python benchmarks/criteria.py --out criteria.json             # the score against chance and other criteria
 python benchmarks/equal_flops.py --out equal_flops.json       # grown and fixed nets at equal operations
 python benchmarks/lora_ranks.py --test --out lora_ranks.json  # LoRA adapters at equal budgets of parameters
+python benchmarks/gpt.py --seeds 5 --out gpt.json             # a GPT grown while it trains, at equal operations
 ```
 
 Image sets are read from the folder in `--data-dir` or `SENN_DATA` (`mnist/*.gz`, `cifar-10/*.parquet` or
@@ -443,6 +445,7 @@ def main() -> None:
     parts += models([*stored("tables").values()], table)
     parts += equal_flops(stored, is_stored, table)
     parts += lora(stored, is_stored, table)
+    parts += gpt(stored, is_stored, table)
     parts += smaller_sizes(stored, table)
     parts += experiments(stored, is_stored, table)
     for section in (mnist, mnist_sizes, cifar_cycles, transfer):

@@ -197,3 +197,8 @@ def optimizers(model: GPT, config: Config) -> list[torch.optim.Optimizer]:
             )
         )
     return found
+
+
+def size(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(one.numel() for one in model.parameters())

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from gpt_model import GPT, Config, Text, loss, optimizers
+from gpt_model import GPT, Config, Text, loss, optimizers, size
 from torch import nn
 from torch.utils.flop_counter import flop_registry
 
@@ -226,11 +226,6 @@ class Run:
                     flush=True,
                 )
         return self.evaluate()
-
-
-def size(model: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(one.numel() for one in model.parameters())
 
 
 QUICK = {

@@ -1,0 +1,150 @@
+"""Section of docs/results.md on a GPT that is grown while it trains; called by docs/results.py."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mean_error import mean_error
+
+Table = Callable[[Sequence[str], Sequence[Sequence[object]]], str]
+Record = Mapping[str, Any]
+
+NAMES = {
+    "grown": "grown by `senn`",
+    "scratch": "its final size from the start",
+    "schedule": "grown by schedule (control)",
+    "random": "grown at random places (control)",
+}
+KINDS = {
+    "depth silent": "silent copy",
+    "depth stepped": "copy with a step",
+    "depth plain": "plain copy",
+    "depth shuffled": "random weights of the same scale, silent",
+}
+
+
+def of(records: Sequence[Record], arm: str, budget: float) -> dict[int, Record]:
+    """Records of one arm at one budget, by seed."""
+    return {one["seed"]: one for one in records if (one["arm"], one["budget"]) == (arm, budget)}
+
+
+def gpt(stored: Callable[[str], Any], exists: Callable[[str], bool], table: Table) -> Iterator[str]:
+    """Losses at equal operations; nothing where no results are stored."""
+    if not exists("gpt"):
+        return
+    records: list[Record] = [*stored("gpt").values()]
+    commands = sorted({one["command"] for one in records})
+    yield "## A GPT grown while it trains\n\n" + "\n\n".join(f"`{one}`" for one in commands) + "\n"
+    yield (
+        "A decoder of characters (rotary positions, RMSNorm, SwiGLU) on Shakespeare's plays, windows of 64, batches of "
+        "8, AdamW at a constant rate with a decay over the last three tenths. All arms of a budget have the same "
+        "operations, looks included. The grown runs begin with one layer of two heads of 12 and 64 feed-forward units. "
+        "Fixed sizes are named by layers and width of the stream, and have four heads. Nats a character on 256 "
+        "validation windows; differences are paired by seed, **below 0 the grown net is better**. Mean ± standard "
+        "error where there are several seeds. "
+        "All settings of growth were chosen on another seed, at 1 B. With one or two seeds, take it as a hint.\n"
+    )
+    budgets = sorted({one["budget"] for one in records if not one["arm"].startswith("depth")})
+    for budget in budgets:
+        yield from _budget(records, budget, table)
+    yield from _curves(records, budgets, table)
+    yield from _kinds(records, table)
+
+
+def _budget(records: Sequence[Record], budget: float, table: Table) -> Iterator[str]:
+    """All arms at one budget, and the verdict."""
+    grown = of(records, "grown", budget)
+    fixed = sorted({one["arm"] for one in records if one["arm"].startswith("fixed")})
+    arms = [arm for arm in ("grown", *fixed, *list(NAMES)[1:]) if of(records, arm, budget)]
+    rows = []
+    for arm in arms:
+        own = of(records, arm, budget)
+        sizes = ", ".join(dict.fromkeys(one["sizes"] for one in own.values()))
+        cells = (
+            f"{statistics.fmean(one['parameters'] for one in own.values()):,.0f}",
+            mean_error([one["loss"] for one in own.values()]),
+            _difference(grown, own) if arm != "grown" else "-",
+            f"{statistics.fmean(one['looking'] for one in own.values()):.1%}",
+        )
+        rows.append((NAMES.get(arm, arm), sizes, *cells, len(own)))
+    flops = statistics.fmean(one["flops"] for one in records if one["budget"] == budget)
+    yield f"**{budget:g} B**, {flops:.2g} operations:\n"
+    head = ("net", "heads and feed-forward units by layer", "parameters", "loss", "grown less this")
+    yield table((*head, "looking", "seeds"), rows) + "\n"
+    yield _verdict(records, budget, [arm for arm in arms if arm.startswith("fixed")])
+
+
+def _difference(grown: Mapping[int, Record], own: Mapping[int, Record]) -> str:
+    both = sorted({*grown} & {*own})
+    less = [grown[seed]["loss"] - own[seed]["loss"] for seed in both]
+    return mean_error(less, sign=True) if less else "-"
+
+
+def _verdict(records: Sequence[Record], budget: float, fixed: Sequence[str]) -> str:
+    """Whether the grown net is ahead of the best fixed one."""
+    grown = of(records, "grown", budget)
+    if not grown or not fixed:
+        return ""
+    means = {
+        arm: statistics.fmean(one["loss"] for one in of(records, arm, budget).values())
+        for arm in fixed
+    }
+    best = min(means, key=lambda arm: means[arm])
+    own = of(records, best, budget)
+    both = sorted({*grown} & {*own})
+    if not both:
+        return ""
+    less = statistics.fmean(grown[seed]["loss"] - own[seed]["loss"] for seed in both)
+    deciding = statistics.fmean(one["deciding"] for one in grown.values())
+    return (
+        f"The grown net is {'ahead of' if less < 0 else '**behind**'} the best fixed size of the grid ({best}), by "
+        f"{abs(less):.4f} nats in {len(both)} seed{'s' if len(both) > 1 else ''}. Looks take {deciding:.0%} of its "
+        "time.\n"
+    )
+
+
+def _curves(records: Sequence[Record], budgets: Sequence[float], table: Table) -> Iterator[str]:
+    """Validation losses after each fifth of the operations, at the largest budget."""
+    budget = budgets[-1] if of(records, "fixed 1x48", budgets[-1]) else budgets[0]
+    arms = dict.fromkeys(one["arm"] for one in records if one["budget"] == budget)
+    rows = []
+    for arm in arms:
+        if arm.startswith("depth"):
+            continue
+        own = of(records, arm, budget).values()
+        points = []
+        for fifth in range(1, 6):
+            near = [_at(one["curve"], fifth / 5 * one["flops"]) for one in own]
+            points.append(f"{statistics.fmean(near):.3f}")
+        rows.append((NAMES.get(arm, arm), *points))
+    yield f"Loss at any time, after fifths of the operations of {budget:g} B:\n"
+    yield table(("net", *(f"{fifth}/5" for fifth in range(1, 6))), rows) + "\n"
+
+
+def _at(curve: Sequence[Sequence[float]], flops: float) -> float:
+    """The validation nearest to so many operations."""
+    return min(curve, key=lambda point: abs(point[0] - flops))[-1]
+
+
+def _kinds(records: Sequence[Record], table: Table) -> Iterator[str]:
+    """A second layer, born in four ways."""
+    found = {kind: of(records, kind, min(one["budget"] for one in records)) for kind in KINDS}
+    silent = found["depth silent"]
+    rows = [
+        (
+            KINDS[kind],
+            mean_error([one["loss"] for one in own.values()]),
+            "-" if kind == "depth silent" else _difference(own, silent),
+            len(own),
+        )
+        for kind, own in found.items()
+        if own
+    ]
+    if rows:
+        yield (
+            "A second layer after two fifths of the operations of 1 B, for a net of one layer, four heads and 128 "
+            "feed-forward units, by how it is born:\n"
+        )
+        yield table(("birth", "loss", "less a silent copy", "seeds"), rows) + "\n"
