@@ -179,14 +179,6 @@ def test_old_names_go_with_the_version_that_was_said():
     )
 
 
-def test_the_library_uses_no_old_name():
-    code = "import senn.cli.main, senn.integrations.sklearn, senn.training, senn.viz.report, senn.export"
-    done = subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:senn", "-c", code], capture_output=True
-    )
-    assert done.returncode == 0, done.stderr.decode()
-
-
 def test_a_grower_answers_to_old_names():
     model = senn.nn.MLP(2, (3,), 2)
     with pytest.warns(DeprecationWarning, match=r"Grower\(proposals=\)"):

@@ -1,8 +1,6 @@
 """The code of the pages runs, the errors that they quote exist, and what checks them sees what is wrong."""
 
 import ast
-import doctest
-import importlib
 import importlib.util
 import re
 import shlex
@@ -54,7 +52,7 @@ def skip_if(missing):
         pytest.skip(f"blocks were left out for lack of {', '.join(sorted(missing))}")
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", PAGES[1:])  # the start page has the README's code
 def test_code(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     group, missing = {"__name__": "__page__"}, set()
@@ -110,22 +108,6 @@ def test_an_invented_error_is_seen(patterns):
     assert not any(
         pattern.fullmatch("the moon is full: wait for another night") for pattern in patterns
     )
-
-
-# -- the examples of docstrings
-
-WITH_EXAMPLES = sorted(path for path in (ROOT / "src").rglob("*.py") if ">>> " in path.read_text())
-
-
-@pytest.mark.parametrize(
-    "path", WITH_EXAMPLES, ids=lambda path: str(path.relative_to(ROOT / "src"))
-)
-def test_examples_of_docstrings_run(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    name = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__")
-    found = doctest.testmod(importlib.import_module(name))
-    assert found.attempted
-    assert found.failed == 0
 
 
 # -- commands

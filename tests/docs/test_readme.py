@@ -22,6 +22,11 @@ def test_python(code, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def test_the_start_page_of_the_site_has_the_same_code():
+    blocks = re.compile(r"```python\n.*?```", re.S)
+    assert blocks.findall((ROOT / "docs" / "index.md").read_text()) == blocks.findall(README)
+
+
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("senn ")])
 def test_commands_are_understood(line):
     _, *argv = shlex.split(line, comments=True)

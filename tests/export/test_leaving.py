@@ -1,17 +1,17 @@
 """Grown models leave for elsewhere by every way that PyTorch has: exported, compiled, traced, to ONNX.
 
-Ways that take long go over a few models; `SENN_ALL=1 pytest tests/export/test_leaving.py` goes over the whole zoo.
+They go over a few models each; `SENN_ALL=1 pytest tests/export/test_leaving.py` goes over the whole zoo.
 """
 
 from __future__ import annotations
 
 import functools
 import io
-import os
 from typing import Any
 
 import pytest
 import torch
+from exhaustive import EVERYTHING, some
 from surgery_cases import silent
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -26,9 +26,8 @@ from senn.surgery import Insert, transaction
 from senn.surgery.outputs import output_change, outputs
 
 onnxruntime = pytest.importorskip("onnxruntime")
-EVERY = bool(os.environ.get("SENN_ALL"))
-FEW = ("mobilenet", "llama", "encoder", "lstm", "many inputs", "hf bert")
-SLOW = list(ZOO) if EVERY else [name for name in FEW if name in ZOO]
+FEW = ("mobilenet", "lstm", "hf bert")
+SLOW = list(ZOO) if EVERYTHING else [name for name in FEW if name in ZOO]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -80,19 +79,18 @@ def plain(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]
         return wrapped, tensors, wrapped(*tensors)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", some(ZOO, 3))
 def test_grown_models_are_exported(name: str) -> None:
     model, tensors, expected = plain(name)
     program = torch.export.export(model, tensors)
-    if name in SLOW:
-        file = io.BytesIO()
-        torch.export.save(program, file)
-        file.seek(0)
-        program = torch.export.load(file)
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    program = torch.export.load(file)
     assert_close(program.module()(*tensors), expected)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", some(ZOO, 3, first=1))
 def test_grown_models_are_traced_by_torchscript(name: str) -> None:
     model, tensors, expected = plain(name)
     file = io.BytesIO()
@@ -130,7 +128,7 @@ def test_a_compiled_model_grows_and_compiles_anew(name: str) -> None:
         assert_close(compiled(*tensors), expected)
 
 
-@pytest.mark.parametrize("name", SLOW if EVERY else SLOW[::3])
+@pytest.mark.parametrize("name", some(SLOW, 3))
 def test_grown_models_compile_with_their_gradients(name: str) -> None:
     torch._dynamo.reset()
     model, tensors, _ = plain(name)

@@ -139,7 +139,7 @@ def readers(
     return {name: columns for name, columns in reached.items() if columns}
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(steps=STEPS, tokens=st.booleans(), seed=st.integers(0, 99))
 def test_claimed_columns_are_those_that_impulses_reach(steps, tokens, seed):
     torch.manual_seed(seed)

@@ -26,7 +26,7 @@ from senn.nn import Residual
 from senn.surgery import Insert, Move, Prune, transaction
 from senn.surgery.outputs import output_change, outputs
 
-EXAMPLES = int(os.environ.get("SENN_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("SENN_EXAMPLES", "12"))
 STEPS = ("widen", "prune", "insert", "undo", "save", "load")
 X = torch.randn(2, 2, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 

@@ -7,6 +7,7 @@ import pytest
 from report_cases import (
     HOSTILE,
     PICTURE_DETAILS,
+    few_candidates,
     long_run,
     picture_results,
     short_run,
@@ -34,55 +35,59 @@ def browser():
         chromium.close()
 
 
+def _waves(title="waves"):
+    run, results = waves()
+    return RunReport(title, run.history, results, python_source(run.model))
+
+
+def _numbers():
+    results = {**waves()[1], "task": "regression", "test": {"r2": 0.5}}
+    pairs = {"pairs": [[1.0, 2.0], [3.5, 3.0], [-4.0, -4.0]], "wrong": None, "wrongest": []}
+    return page([RunReport("short", short_run(), results, None, pairs)])
+
+
+def _pictures():
+    results = picture_results(waves()[1])
+    return page([RunReport("short", short_run(), results, "class Net: pass", PICTURE_DETAILS)])
+
+
+def _hostile():
+    results = waves()[1]
+    columns = {"target": HOSTILE, "classes": [HOSTILE], "columns": {HOSTILE: "number"}}
+    history = few_candidates(long_run(20, name=lambda number: f"{number}{HOSTILE}"))
+    rollback = {"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE}
+    results = {**results, "data": {**results["data"], **columns}}
+    return page([RunReport(HOSTILE, [*history, rollback], results, HOSTILE)])
+
+
+def _begun():
+    history = [one for one in waves()[0].history if one["event"] in ("start", "epoch")]
+    return page([RunReport("fixed", history[:1])])
+
+
+PAGES = {
+    "short two": lambda: page([RunReport("short", short_run(), waves()[1], "class Net: pass")] * 2),
+    "one": lambda: page([_waves()]),
+    "pictures": _pictures,
+    "numbers": _numbers,
+    "two": lambda: page([_waves(), RunReport("other", long_run(6))]),
+    "hostile": _hostile,
+    "fixed": _begun,
+}
+"""One run, two runs, results of each kind, hostile names: made when a test first asks for them."""
+
+
 @pytest.fixture(scope="session")
 def pages(tmp_path_factory):
-    """Files: one run, two runs, one with hostile names."""
-    folder = tmp_path_factory.mktemp("pages")
-    run, results = waves()
-    one = RunReport("waves", run.history, results, python_source(run.model))
-    pictures = RunReport("short", short_run(), picture_results(results), None, PICTURE_DETAILS)
-    numbers = {**results, "task": "regression", "test": {"r2": 0.5}}
-    pairs = {"pairs": [[1.0, 2.0], [3.5, 3.0], [-4.0, -4.0]], "wrong": None, "wrongest": []}
-    number = RunReport("short", short_run(), numbers, None, pairs)
-    hostile = {
-        **results,
-        "data": {
-            **results["data"],
-            "target": HOSTILE,
-            "classes": [HOSTILE],
-            "columns": {HOSTILE: "number"},
-        },
-    }
-    history = long_run(20, name=lambda number: f"{number}{HOSTILE}")
-    history.append(
-        {"event": "rollback", "epoch": 200, "step": history[-2]["step"], "text": HOSTILE}
-    )
-    brief = RunReport("short", short_run(), results, "class Net: pass")
-    texts = {
-        "short": page([brief]),
-        "short two": page([brief, brief]),
-        "one": page([one]),
-        "pictures": page([pictures]),
-        "numbers": page([number]),
-        "two": page([one, RunReport("other", long_run(6))]),
-        "hostile": page([RunReport(HOSTILE, history, hostile, HOSTILE)]),
-        "fixed": page(
-            [
-                RunReport(
-                    "fixed", [one for one in run.history if one["event"] in ("start", "epoch")][:1]
-                )
-            ]
-        ),
-    }
-    for name, text in texts.items():
-        (folder / f"{name}.html").write_text(text, "utf-8")
-    return folder
+    """Where the pages lie that tests have asked for."""
+    return tmp_path_factory.mktemp("pages")
 
 
 @contextlib.contextmanager
 def opened(browser, address, **options):
     """A page that is drawn; in the end it must have said nothing and asked for nothing."""
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
+    context.set_default_timeout(120_000)
     tab = context.new_page()
     said, asked = [], []
     tab.on("console", lambda message: said.append(message.text))
@@ -100,7 +105,10 @@ def opened(browser, address, **options):
 
 
 def local(pages, name):
-    return (pages / f"{name}.html").as_uri()
+    path = pages / f"{name}.html"
+    if not path.exists():
+        path.write_text(PAGES[name](), "utf-8")
+    return path.as_uri()
 
 
 @pytest.fixture(scope="session")

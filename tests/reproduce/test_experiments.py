@@ -79,8 +79,7 @@ def test_a_run_depends_on_its_seed_alone():
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
 
 
-@pytest.mark.parametrize("tau", [0.02, 0.4])
-@pytest.mark.parametrize("experiment", [moons, regression])
+@pytest.mark.parametrize(("experiment", "tau"), [(moons, 0.02), (regression, 0.4)])
 def test_theorem_3_1_bounds_the_additions_of_a_round(experiment, tau):
     alpha = 1e-3
     quick = QUICK[experiment]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from exhaustive import some
 from growth_cases import X, Y, train
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +30,7 @@ IMAGES = X.view(-1, 1, 8, 8)
 WITH_BLOCKS = [name for name, entry in ZOO.items() if entry.blocks]
 
 
-@pytest.mark.parametrize("name", WITH_BLOCKS)
+@pytest.mark.parametrize("name", some(WITH_BLOCKS, 2))
 def test_what_a_copy_would_add_is_the_gradient_of_its_silent_weights(name: str) -> None:
     entry = ZOO[name]
     check_copy(entry.build(), entry.inputs(5), entry.output)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import some
 from surgery_cases import X64 as X
 from surgery_cases import Y64 as Y
 from surgery_cases import Concat, mlp, net, train, widen
@@ -134,7 +135,7 @@ def check_entries(kind: str, name: str, key: str, old: Any, new: Any, p: Tensor,
         assert (new[fresh] == STARTS.get((kind, key), 0.0)).all()
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", some(OPTIMIZERS, 2))
 def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) -> None:
     """Silent units (all weights zero, tanh) get no gradient: waking them up is what growth must equal."""
     torch.manual_seed(1)
@@ -169,7 +170,7 @@ def test_grown_net_trains_as_if_it_had_been_wide_with_silent_units(name: str) ->
         torch.testing.assert_close(p, q, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, *SPECIAL])
+@pytest.mark.parametrize("name", some([*OPTIMIZERS, *SPECIAL], 2))
 def test_undo_gives_the_same_objects_back(name: str) -> None:
     model, graph = net()
     optimizer = make(name, model)
@@ -274,7 +275,9 @@ def test_parameters_of_a_new_layer_join_those_of_their_names() -> None:
     assert inserted([weights])[0] == ["0.weight", *both, "4.weight"]
 
 
-@pytest.mark.parametrize("name", [n for n in [*OPTIMIZERS, *SPECIAL] if n != "muon"])
+@pytest.mark.parametrize(
+    "name", some([n for n in [*OPTIMIZERS, *SPECIAL] if n != "muon"], 2, first=1)
+)
 def test_an_inserted_layer_trains(name: str) -> None:
     model, graph = net()
     optimizer = make(name, model)

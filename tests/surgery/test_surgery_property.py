@@ -84,7 +84,7 @@ def check(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     model.train()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(blocks=BLOCKS, actions=ACTIONS, seed=st.integers(0, 1000))
 def test_any_sequence_of_moves_keeps_model_and_optimizer_together(
     blocks: list[tuple[str, int, int, bool]], actions: list[tuple[str, int, int]], seed: int

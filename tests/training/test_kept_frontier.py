@@ -26,24 +26,26 @@ def run(recipe=RECIPE, **options):
     return train(x, y, task="classification", outputs=2, recipe=recipe, **options)
 
 
-def test_it_begins_with_the_network_that_is_kept():
-    result = run()
-    first = result.frontier.points[0]
-    assert first.parameters == result.parameters
-    assert first.figures == pytest.approx(result.validation)
-    assert tuple(first.widths.values()) == result.architecture
-    assert result.frontier.score_name == "accuracy"
-    assert len(result.frontier.points) > 3
+@pytest.fixture(scope="module")
+def measured():
+    return run()
 
 
-def test_the_last_record_has_it_as_json():
-    result = run()
-    end = json.loads(json.dumps(result.history[-1]))
-    assert Frontier.from_dict(end["frontier"]) == result.frontier
+def test_it_begins_with_the_network_that_is_kept(measured):
+    first = measured.frontier.points[0]
+    assert first.parameters == measured.parameters
+    assert first.figures == pytest.approx(measured.validation)
+    assert tuple(first.widths.values()) == measured.architecture
+    assert measured.frontier.score_name == "accuracy"
+    assert len(measured.frontier.points) > 3
 
 
-def test_to_measure_it_changes_nothing_else():
-    measured = run()
+def test_the_last_record_has_it_as_json(measured):
+    end = json.loads(json.dumps(measured.history[-1]))
+    assert Frontier.from_dict(end["frontier"]) == measured.frontier
+
+
+def test_to_measure_it_changes_nothing_else(measured):
     plain = run(TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, members=1))
     assert plain.frontier is None
     assert plain.history[-1]["frontier"] is None
