@@ -98,7 +98,7 @@ def change(run: Run, place: str, *, birth: str | None = None, new_blocks: str = 
 def places(run: Run) -> list[str]:
     """Places that can be doubled, and blocks that can be copied."""
     if run.grower._graph is None:
-        run.grower.observe(*run.text.batch(1, run.look_generator))
+        run.grower.observe(*run.text.batch(FEW, run.look_generator))
         run.grower.reset()
     graph = run.grower.graph
     widths = [group.name for group in graph.groups if group.name.startswith("blocks.")]

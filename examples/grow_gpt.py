@@ -229,27 +229,12 @@ class Run:
 
 
 QUICK = {
-    "width": 16,
-    "hidden": 16,
-    "head_size": 8,
-    "context": 16,
-    "batch": 4,
-    "budget": 8e8,
-    "looks": 2,
-    "look_windows": 16,
-}
+    "width": 16, "hidden": 16, "head_size": 8, "context": 16, "batch": 4, "budget": 8e8, "looks": 2, "look_windows": 16,
+}  # fmt: skip
 FULL = {
-    "width": 512,
-    "heads": 2,
-    "head_size": 64,
-    "hidden": 512,
-    "context": 512,
-    "batch": 64,
-    "lr": 1e-3,
-    "budget": 3e17,
-    "look_windows": 32,
-    "autocast": True,
-}
+    "width": 512, "hidden": 512, "head_size": 64, "context": 512, "batch": 64, "lr": 1e-3, "budget": 5e16,
+    "max_flops": int(3e10), "looks": 16, "look_windows": 32, "autocast": True,
+}  # fmt: skip
 
 
 def parse(argv) -> argparse.Namespace:
