@@ -1,1 +1,1 @@
-"""Entry points for other libraries: scikit-learn, Lightning, Hugging Face Trainer, skorch."""
+"""Entry points for other libraries: scikit-learn, Lightning, Hugging Face Trainer, skorch, Stable-Baselines3."""
