@@ -37,8 +37,15 @@ def home(tmp_path_factory):
     frame.assign(label="maybe").to_csv(folder / "strange.csv", index=False)
     frame.assign(ward=np.arange(200) % 4).to_csv(folder / "wards.csv", index=False)
     frame.assign(patient="P1").to_csv(folder / "alone.csv", index=False)
-    frame.assign(patient=frame.patient.where(frame.index >= 7)).to_csv(
-        folder / "gaps.csv", index=False
+    gaps = frame.assign(patient=frame.patient.where(frame.index >= 7))
+    gaps.to_csv(folder / "gaps.csv", index=False)
+    gaps.assign(patient=gaps.patient.fillna("NA").astype("category")).to_parquet(
+        folder / "gaps.parquet"
+    )
+    frame["ward"] = np.arange(200) % 4
+    frame.assign(ward=frame.ward.map("ward {}".format)).to_csv(folder / "named.csv", index=False)
+    frame.assign(ward="attic", label=frame.label.where(frame.index >= 3)).to_csv(
+        folder / "attic.csv", index=False
     )
     return folder
 
@@ -117,8 +124,18 @@ def test_groups_and_time_together_hold_out_the_latest_rows_of_new_groups(home, f
     assert [note.split()[0] for note in notes] == ([str(lost)] if lost else [])
 
 
-def test_rows_without_a_group_stay_together(home):
-    made = prepared(home, "gaps.csv", group="patient")
+def test_what_a_test_file_has_that_training_has_not_is_told(home):
+    path = str(home / "attic.csv")
+    notes = [note for note in prepared(home, "named.csv", test=path).notes if path in note]
+    assert notes == [
+        f"{path!r}: 3 of 200 rows without a 'label' are left out",
+        f"{path!r}: column 'ward': 197 of 197 cells were never seen in training, the first being 'attic'",
+    ]
+
+
+@pytest.mark.parametrize("table", ["gaps.csv", "gaps.parquet"])
+def test_rows_without_a_group_stay_together(home, table):
+    made = prepared(home, table, group="patient")
     assert "7 rows without a 'patient' are kept together as one group" in made.notes
 
 

@@ -25,7 +25,8 @@ from senn.cli.main import main
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-from senn.cli.prediction_service import Limits, application  # noqa: E402
+from senn.cli import prediction_service  # noqa: E402
+from senn.cli.prediction_service import ImpatientProtocol, Limits, application  # noqa: E402
 
 TOKEN = "a-token"
 
@@ -34,7 +35,7 @@ TOKEN = "a-token"
 def served(folder, **limits):
     """The port of a server in a thread."""
     app = application(senn.load_run(folder), TOKEN, Limits(**limits))
-    settings = uvicorn.Config(app, http="h11", lifespan="off", log_level="error")
+    settings = uvicorn.Config(app, http=ImpatientProtocol, lifespan="off", log_level="error")
     server = uvicorn.Server(settings)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
@@ -148,6 +149,16 @@ def test_a_body_that_does_not_arrive_is_given_up(home):
         with socket.create_connection(("127.0.0.1", port)) as slow:
             slow.sendall(f"{head}{rest}".encode())
             assert slow.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_connections_without_a_request_are_closed(home, rows, monkeypatch):
+    monkeypatch.setattr(prediction_service, "SILENCE", 0.3)
+    with served(home / "classes") as port:
+        silent, slow = (socket.create_connection(("127.0.0.1", port), 20) for _ in range(2))
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+        assert silent.recv(1) == b""
+        assert slow.recv(1) == b""
+        assert ask(port, body={"rows": rows})[0] == 200
 
 
 def test_numbers_have_no_probabilities(home):

@@ -148,3 +148,12 @@ def test_a_run_keeps_the_encoding_and_its_exported_code_reads_alike(tmp_path):
     assert [row[WORDS["cp1251"].split()[0]] for row in rows] == [
         line.split(",")[1] for line in text.splitlines()[1:]
     ]
+
+
+def test_a_line_that_alone_is_not_utf8_is_named(tmp_path):
+    lines = ["town,size", *[f"Köln,{at}" for at in range(20)]]
+    path = tmp_path / "t.csv"
+    path.write_bytes("\n".join(lines).encode() + "\nK\xf6ln,3\n".encode("latin-1"))
+    with pytest.raises(SennError, match=r"line 22 of .* isn't UTF-8, as nearly all others are"):
+        read_table(path)
+    assert len(read_table(path, encoding="latin-1").frame) == 21

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+import h11
 import pandas as pd
 from numpy.typing import NDArray
 from starlette.applications import Starlette
@@ -23,6 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from senn import atomic_files
 from senn._memory import is_out_of_memory
@@ -32,6 +34,8 @@ from senn.data.images.folders import Entry, squares
 from senn.errors import EVERYDAY, SennError
 from senn.training.trained_run import TrainedRun, probabilities
 
+SILENCE = 10.0
+"""Seconds after which a connection is closed that has begun no request: there is room for few, and all may connect."""
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -74,6 +78,30 @@ async def _explained(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     headers = {**HEADERS, **(error.headers or {})}
     return JSONResponse({"error": error.detail}, error.status_code, headers)
+
+
+class ImpatientProtocol(H11Protocol):
+    """HTTP of uvicorn's, which itself waits for ever for the headers of a request."""
+
+    _watch: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take a connection, and begin to watch it."""
+        super().connection_made(transport)
+        self._watch = self.loop.call_later(SILENCE, self._close_if_silent, None)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget a connection."""
+        self._watch.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self, before: object) -> None:
+        """Close the connection if it waits for the request that it waited for the last time."""
+        now = self.cycle if self.conn.their_state is h11.IDLE else object()
+        if now is before:
+            self.transport.close()
+        else:
+            self._watch = self.loop.call_later(SILENCE, self._close_if_silent, now)
 
 
 class _Service:

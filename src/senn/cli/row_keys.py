@@ -140,11 +140,11 @@ def row_groups(name: str, frame: pd.DataFrame) -> tuple[NDArray[Any], list[str]]
     # Rows without a value may be of one and the same group, so they are kept together.
     groups = np.asarray(
         [
-            "" if gone else f"={cell.strip()}"
+            "" if gone or cell is None else f"={cell.strip()}"
             for cell, gone in zip(texts(cells), missing, strict=True)
         ]
     )
-    count = int(missing.sum())
+    count = int((groups == "").sum())
     notes = [f"{count:,} rows without a {name!r} are kept together as one group"] if count else []
     return groups, notes
 

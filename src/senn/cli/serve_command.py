@@ -41,7 +41,7 @@ def run(
     with importing("senn serve", "serve"):
         import uvicorn
 
-        from senn.cli.prediction_service import Limits, application
+        from senn.cli.prediction_service import ImpatientProtocol, Limits, application
     given = token if token is not None else os.environ.get(TOKEN)
     if given is not None and (not given or re.search(r"[^\x21-\x7e]", given)):
         raise SennError(
@@ -61,7 +61,7 @@ def run(
             sys.stdout.flush()
         settings = uvicorn.Config(
             app,
-            http="h11",
+            http=ImpatientProtocol,
             ws="none",
             lifespan="off",
             log_level="error",

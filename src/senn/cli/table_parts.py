@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,10 +55,8 @@ class TableParts:
         return self.validation is None
 
 
-def read_test_table(
-    options: FitOptions, name: str, text: list[str], table: Table
-) -> pd.DataFrame | None:
-    """Read the table of `--test`, if there is one.
+def read_test_table(options: FitOptions, name: str, text: list[str], table: Table) -> Table | None:
+    """Read the table of `--test`, if there is one, without the rows that have no target; its notes name it.
 
     Args:
         options: of the run.
@@ -73,27 +71,30 @@ def read_test_table(
         return None
     refuse_fraction(options)
     mark = options.decimal or table.decimal
-    frame = read_table(
+    test = read_table(
         options.test,
         text=text,
         encoding=options.encoding,
         decimal=mark,
         legacy_encoding=table.legacy_encoding,
-    ).frame
+    )
+    frame = test.frame
     if name not in frame.columns:
         raise SennError(
             f"{options.test!r} has no column {name!r}, which is to be predicted, so nothing can be scored on it; "
             f"it has {listed(frame.columns)}"
         )
     check_names(frame, name)
-    return labeled(frame, name, mark)[0]
+    frame, unlabeled = labeled(frame, name, mark)
+    notes = [f"{options.test!r}: {note}" for note in [*test.notes, *unlabeled]]
+    return replace(test, frame=frame, notes=notes)
 
 
 def divide(
     options: FitOptions,
     table: Table,
     target: Target,
-    test: pd.DataFrame | None,
+    test: Table | None,
     recipe: TrainConfig,
 ) -> TableParts:
     """Divide a table into rows to train on, to validate on and to test on.
@@ -227,10 +228,11 @@ class _Divider:
             notes=tuple(notes),
         )
 
-    def with_test(self, test: pd.DataFrame) -> TableParts:
+    def with_test(self, given: Table) -> TableParts:
         """Return the parts where the rows to test on are given."""
+        test = given.frame
         train, validation = self._validation(np.arange(len(self.frame), dtype=np.intp))
-        notes, name, clusters = list(self.keys.notes), self.options.group, None
+        notes, name, clusters = [*self.keys.notes, *given.notes], self.options.group, None
         if self.keys.groups is not None and name is not None and name in test.columns:
             groups = row_groups(name, test)[0]
             clusters = np.unique(groups, return_inverse=True)[1]

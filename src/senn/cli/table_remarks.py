@@ -54,6 +54,8 @@ def remarks(
     is_inferred = options.task is None and table.target is None
     notes = [*parts.notes, *target_notes(target, is_inferred=is_inferred)]
     notes += tail_note(target, parts.train[target.name])
+    if options.test is not None:
+        notes += [f"{options.test!r}: {told}" for told in encoder.surprises(parts.test)]
     notes += placeholder_notes(encoder, parts.train)
     notes += _without_rows(encoder, train[1], parts.validation)
     rising = rising_columns(table.frame, encoder)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from senn.data.tabular.containers import Source, check_columns
-from senn.data.tabular.legacy_encodings import LegacyEncoding, legacy_encoding
+from senn.data.tabular.legacy_encodings import LegacyEncoding, legacy_encoding, stray_line
 from senn.data.tabular.plain_numbers import has_blanks
 from senn.data.tabular.text_layout import NAMELESS, Layout, encoding_of, layout_of
 from senn.errors import SennError
@@ -70,6 +70,11 @@ def _encoding(
     """Return the encoding of a text, and how it was found if it isn't Unicode and nobody named it."""
     with source.open() as stream:
         name = encoding_of(stream, named or "")
+        if not name and (line := stray_line(stream)) is not None:
+            raise ValueError(
+                f"line {line} of {source.shown!r} isn't UTF-8, as nearly all others are; correct it, or name an "
+                "encoding with --encoding"
+            )
         found = None if name else legacy_encoding(stream, legacy)
     if not name and found is None:
         raise ValueError(

@@ -57,6 +57,8 @@ _SYMBOLS = re.compile(
     re.VERBOSE,
 )
 """Symbols of Windows-1252 where they are usual; by themselves they are no words of any language."""
+_UTF8_LINES = 9
+"""Lines in UTF-8 for each that isn't, from which on the others are mistakes; 10 % are more than chance makes of any."""
 _WORD_ENDS = re.compile(rb"[,;\t\r\n]")
 
 
@@ -134,6 +136,26 @@ def _words(stream: BinaryIO) -> list[bytes]:
         if size > _SAMPLE:
             break
     return [*found]
+
+
+def stray_line(stream: BinaryIO) -> int | None:
+    """Return the first line that isn't UTF-8 in a text of which nearly all others are; None if they aren't.
+
+    Args:
+        stream: the text's bytes; is left somewhere.
+    """
+    stream.seek(0)
+    good, bad, first = 0, 0, None
+    for number, line in enumerate(_lines(stream), start=1):
+        if line.isascii():
+            continue
+        try:
+            line.decode()
+            good += 1
+        except UnicodeDecodeError:
+            bad += 1
+            first = first or number
+    return first if good >= _UTF8_LINES * bad else None
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:
