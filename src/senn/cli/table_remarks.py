@@ -55,7 +55,7 @@ def remarks(
     notes = [*parts.notes, *target_notes(target, is_inferred=is_inferred)]
     notes += tail_note(target, parts.train[target.name])
     if options.test is not None:
-        notes += [f"{options.test!r}: {told}" for told in encoder.surprises(parts.test)]
+        notes += [f"{options.test!r}: {sentence}" for sentence in encoder.surprises(parts.test)]
     notes += placeholder_notes(encoder, parts.train)
     notes += _without_rows(encoder, train[1], parts.validation)
     rising = rising_columns(table.frame, encoder)
