@@ -10,7 +10,7 @@ import pytest
 
 from senn._text import one_line, printable, shortened
 from senn.cli.main import main
-from senn.cli.terminal import GuardedStream, outliving_readers
+from senn.cli.terminal import GuardedStream, guarded_streams, outliving_readers, write_data
 
 
 class TestText:
@@ -58,6 +58,14 @@ def test_what_only_prints_fails(monkeypatch):
     monkeypatch.setattr(sys, "stdout", GuardedStream(Failing(0), "standard output"))
     with pytest.raises(BrokenPipeError):
         print("a")
+
+
+def test_data_for_a_closed_output_are_not_lost_in_silence(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with guarded_streams():
+        print("a word")
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            write_data("a,b")
 
 
 def fit(folder, out, err=subprocess.PIPE, **options):

@@ -7,6 +7,7 @@ can't be written is an error of commands that only print; it ends no training.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -181,6 +182,9 @@ def console(*, quiet: bool = False) -> Any:
 def write_data(text: str) -> None:
     """Write to standard output what another program may read: unchanged, unless a terminal shows it."""
     stream = sys.stdout
+    if isinstance(stream, GuardedStream) and getattr(stream.stream, "name", "") == os.devnull:
+        # The caller has closed standard output: words may go nowhere then, but not data.
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     if isinstance(stream, GuardedStream) and not stream.isatty():
         stream.write_unchanged(text)
     else:
