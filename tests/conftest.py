@@ -12,11 +12,8 @@ from browser_cases import browser, pages, single
 __all__ = ["browser", "pages", "single"]  # fixtures
 
 LONGEST = {
-    "test_docs_site",
-    "test_twelve_of_twelve_kills_cost_nothing",
-    "test_a_fault_at_any_line_leaves_everything_as_it_was",
-    "test_two_hundred_damaged_folders",
-    "test_an_exception_in_any_function_of_a_round_leaves_nothing",
+    "test_four_of_four_kills_cost_nothing",
+    "test_forty_damaged_folders",
     "test_torchrun_ends_together_and_goes_on",
     "test_random_models_in_random_orders",
 }

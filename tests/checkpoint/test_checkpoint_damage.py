@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.utils._device  # torch imports it late, by itself
+from exhaustive import EVERYTHING
 from surgery_cases import everything
 from torch import nn
 
@@ -347,12 +348,12 @@ def tensor_leaves(json, path=()):
 
 @pytest.mark.parametrize("own", [0, 1])
 def test_whatever_stands_in_a_description_only_our_errors_come(tmp_path, own):
-    """Every value replaced by hostile ones, by somebody who repairs the checksum: an error of ours, or a model."""
+    """Every value replaced by a hostile one, by somebody who repairs the checksum: an error of ours, or a model."""
     saved(tmp_path, own)
     text = (tmp_path / "model.json").read_text()
     generator, refused, places = random.Random(0), 0, list(tensor_leaves(json.loads(text)))
     for *parents, key in places:
-        for value in generator.sample(HOSTILE, 3):
+        for value in generator.sample(HOSTILE, len(HOSTILE) if EVERYTHING else 1):
             document = json.loads(text)
             holder = document
             for parent in parents:
@@ -364,7 +365,7 @@ def test_whatever_stands_in_a_description_only_our_errors_come(tmp_path, own):
                 load_and_check(tmp_path, own)
             except SennError:
                 refused += 1
-    assert refused > 1.5 * len(places)
+    assert refused > len(places) / 2
 
 
 @pytest.mark.parametrize("own", [0, 1])

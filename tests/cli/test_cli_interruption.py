@@ -68,7 +68,7 @@ class TestInterruption:
 
     @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
     def test_signals_to_a_process(self, tmp_path, number, times):
-        argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "digits"), "--epochs", "5000"]
+        argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "wine"), "--epochs", "5000"]
         process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for line in process.stdout:
             if line.startswith("step "):

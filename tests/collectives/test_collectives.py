@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from exhaustive import EVERYTHING
 from rank_cases import (
     CASES,
     SAMPLES,
@@ -24,6 +25,10 @@ from worlds import world
 from senn.collectives import Communicator
 
 SHARES = {2: (77, 43), 3: (50, 0, 70)}
+DEALT = {2: CASES[::2], 3: CASES[1::2]}
+"""Each case is tried with one number of ranks; `SENN_ALL=1` tries all with both."""
+if EVERYTHING:
+    DEALT = dict.fromkeys(SHARES, CASES)
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +41,21 @@ def alone() -> dict[str, Any]:
 @pytest.fixture(scope="module", params=[2, 3])
 def together(request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
     size = request.param
-    found = world(size, several, [(name, SHARES[size]) for name in CASES])
+    found = world(size, several, [(name, SHARES[size]) for name in DEALT[size]])
     assert all(isinstance(one, list) for one in found), found
     return found
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("together", "name"),
+    [(size, name) for size, names in DEALT.items() for name in names],
+    indirect=["together"],
+)
 def test_the_same_growth_and_weights_as_one_process(name: str, alone: Any, together: Any) -> None:
     one = alone[name]
     assert one["events"], "nothing grew, so nothing is compared"
     for rank in together:
-        several = rank[CASES.index(name)]
+        several = rank[DEALT[len(together)].index(name)]
         assert [event[:3] for event in several["events"]] == [event[:3] for event in one["events"]]
         _close([event[3:] for event in several["events"]], [event[3:] for event in one["events"]])
         _close(several["figures"], one["figures"])

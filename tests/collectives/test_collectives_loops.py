@@ -12,7 +12,7 @@ import worlds
 for name in ("lightning.pytorch", "transformers", "accelerate"):
     pytest.importorskip(name)
 
-from loop_cases import RUNS, runs, several  # noqa: E402
+from loop_cases import RUNS, several  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def two(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", RUNS)
 def test_two_processes_are_as_one(name: str, two: Any, folder: Path) -> None:
-    one, _ = runs(name, 0, 1, folder)
+    one = RUNS[name][0](0, 1, folder / name / "1")
     assert {event[1] for event in one["events"]} >= {"widen"}
     for number, rank in enumerate(two):
         whole, resumed = rank[name]

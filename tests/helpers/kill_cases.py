@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 PACKAGES = ("surgery", "scoring", "kfac", "runs", "atomic_files.py", "training")
@@ -45,9 +44,7 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def called(
-    argv: list[str], killer: Killer | None = None, after: float | None = None
-) -> dict[str, object]:
+def called(argv: list[str], killer: Killer | None = None) -> dict[str, object]:
     """A command in a process of its own; what it returned, how it was killed, and what it printed."""
     out, into = os.pipe()
     process = os.fork()
@@ -65,16 +62,13 @@ def called(
             told = {
                 "counts": counts,
                 "text": text.getvalue()[-3000:],
-                "modules": [*sys.modules] if after is None else [],
+                "modules": [*sys.modules],
             }
             with os.fdopen(into, "w") as pipe:
                 json.dump(told, pipe)
         finally:
             os._exit(code)
     os.close(into)
-    if after is not None:
-        time.sleep(after)
-        os.kill(process, signal.SIGKILL)
     with os.fdopen(out, "rb") as pipe:
         written = pipe.read()
     code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -116,7 +110,7 @@ def answered(folder: Path, trials: list[dict[str, object]]) -> list[dict[str, ob
         killer = (
             Killer(trial.get("package", ""), trial.get("at", 0)) if "package" in trial else None
         )
-        first = called(argv, killer, trial.get("after"))
+        first = called(argv, killer)
         left = (
             sorted(entry.name for entry in (place / "unfinished").glob("*"))
             if place.exists()

@@ -215,14 +215,14 @@ def several(rank: int, folder: str) -> bytes:
     os.environ.update({name: str(value) for name, value in own.items()})
     buffer = io.BytesIO()
     torch.save(
-        {name: runs(name, rank, 2, Path(folder)) for name in RUNS} | {"troubled": troubled(rank)},
+        {name: runs(name, rank, Path(folder)) for name in RUNS} | {"troubled": troubled(rank)},
         buffer,
     )
     return buffer.getvalue()
 
 
-def runs(name: str, rank: int, size: int, folder: Path) -> list[dict[str, Any]]:
-    """A run of a loop, and one from a checkpoint between growths."""
+def runs(name: str, rank: int, folder: Path) -> list[dict[str, Any]]:
+    """A run of two processes in a loop, and one from a checkpoint between growths."""
     run, checkpoint = RUNS[name]
-    home = folder / name / str(size)
-    return [run(rank, size, home), run(rank, size, home, checkpoint)]
+    home = folder / name / "2"
+    return [run(rank, 2, home), run(rank, 2, home, checkpoint)]

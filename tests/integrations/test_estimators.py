@@ -17,9 +17,7 @@ from senn.errors import SennError
 from senn.integrations.sklearn import SENNClassifier, SENNRegressor
 from senn.training import TrainConfig
 
-QUICK = TrainConfig(
-    growth_steps=200, addition_rounds=(0.05, 0.1, 0.2), pruning_rounds=(), moves=("width",)
-)
+QUICK = TrainConfig(growth_steps=200, addition_rounds=(0.1,), pruning_rounds=(), moves=("width",))
 
 # A minibatch of weighted rows is not a minibatch of repeated rows, see the note in SENNClassifier.
 NOT_HELD = {

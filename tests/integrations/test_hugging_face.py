@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ EARLY = TrainConfig(
     max_params=2000,
     policy=PricePolicy(layer_cost=1.0, max_places_per_round=2),
 )
+ONCE = replace(EARLY, addition_rounds=(0.1,))
 
 
 def vit(**options):
@@ -184,7 +186,7 @@ def test_it_looks_in_the_precision_of_the_parameters_under_autocast(tmp_path):
         seen.append(bool((outputs.to(torch.bfloat16).float() == outputs).all()))
         return nn.functional.cross_entropy(outputs, targets)
 
-    expansion = SelfExpansion(EARLY, loss=loss)
+    expansion = SelfExpansion(ONCE, loss=loss)
     trainer = fit(tmp_path, expansion, bf16=True, save_strategy="no")
     assert events(expansion, "growth")
     assert seen
@@ -236,13 +238,12 @@ class Own(nn.Module):
 @pytest.mark.parametrize(
     "returns",
     [
-        lambda loss, scores: {"loss": loss, "logits": scores},
         lambda loss, scores: {"loss": loss, "scores": scores},
         lambda loss, scores: (loss, scores),
     ],
 )
 def test_a_model_that_always_computes_its_loss_grows(returns, tmp_path):
-    expansion = SelfExpansion(EARLY)
+    expansion = SelfExpansion(ONCE)
     torch.manual_seed(0)
     trainer = fit(tmp_path, expansion, model=Own(returns), save_strategy="no")
     assert not events(expansion, "fault")

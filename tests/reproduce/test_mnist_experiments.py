@@ -111,10 +111,10 @@ class TestMNIST:
     @pytest.mark.parametrize("arm", ["natural gradient", "Adam"])
     def test_the_papers_recipe_in_short(self, images, arm):
         short = {
-            "epochs": 4,
+            "epochs": 3,
             "batch_size": 50,
             "addition_rounds": (0.0, 0.5),
-            "max_scoring_samples": 200,
+            "max_scoring_samples": 100,
             "candidates_per_layer": 8,
             "ascent_steps": 2,
         }
@@ -125,7 +125,7 @@ class TestMNIST:
             adam=replace(full.adam, **short),
             deep=full.deep,
         )
-        record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 300, 100, 0)), settings)
+        record = mnist.run(arm, 0, mnist.Rows.of(mnist.load("mnist", 28, 200, 100, 0)), settings)
         check_courses([record])
 
     @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA is not set")
