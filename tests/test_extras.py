@@ -10,6 +10,8 @@ import pytest
     ("package", "use", "extra"),
     [
         ("sklearn", "import senn; senn.SENNClassifier()", "sklearn"),
+        ("pandas", "import senn; senn.SENNRegressor()", "sklearn"),
+        ("pandas", "import senn; senn.load_run('run')", "cli"),
         ("matplotlib", "from senn.viz.plots import growth_figure", "cli"),
         ("pandas", "from senn.data import read_table", "cli"),
         ("PIL", "from senn.data.images import load_images", "cli"),

@@ -69,6 +69,14 @@ _HOME = {
     "resize_token_embeddings": "senn.surgery.grown_outputs",
     "save": "senn.checkpoint",
 }
+_EXTRAS = {
+    "SENNClassifier": "sklearn",
+    "SENNRegressor": "sklearn",
+    "TrainedRun": "cli",
+    "load_run": "cli",
+}
+"""Extras that names need."""
+
 _PACKAGES = ("export", "graph", "nn", "optim")
 _OPTIONAL = ("distributed", "integrations", "surgery", "training")
 """Packages found as attributes too, but not imported by `from senn import *`: some need another library."""
@@ -82,6 +90,11 @@ def __getattr__(name: str) -> Any:
     """Import public names at first use, so that `import senn` costs nothing."""
     if name in (*_PACKAGES, *_OPTIONAL):
         return importlib.import_module(f"senn.{name}")
+    if name in _EXTRAS:
+        from senn._extras import importing
+
+        with importing(f"senn.{name}", _EXTRAS[name]):
+            return getattr(importlib.import_module(_HOME[name]), name)
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     return _deprecated.lookup("senn", name)
