@@ -41,7 +41,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("name", "content"),
         [
-            ("gzip.csv", gzip.compress(CSV.encode())),
+            ("gzip.csv", gzip.compress(CSV.encode(), mtime=0)),
             ("zip.csv", packed(CSV)),
             ("text.zip", CSV),
             ("text.csv.gz", CSV),
