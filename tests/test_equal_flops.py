@@ -109,6 +109,7 @@ def test_a_run_that_is_counted_grows_as_one_that_is_not(tiny):
     counted = library_run(problem, problem.fresh((8, 8), 3), recipe)
     x, y = problem.train.x, problem.train.y
     start = problem.recipe(seed=3, hidden=(8, 8), moves=("width", "prune"), members=1)
+    start = replace(start, linear=False)  # a run that is counted is of networks alone
     plain = train(x, y, task="classification", outputs=10, recipe=start)
     assert counted["parameters"] == plain.parameters
     assert counted["validation"] == plain.validation

@@ -106,6 +106,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "threads": (0, 1.5),
         "calibrate": (1, None),
         "members": (0, 1.5),
+        "linear": (1, None),
         "target_transform": ("log", 1),
         "frontier": (1, None),
         "seed": (None, 2**64),
@@ -192,7 +193,7 @@ MAKERS: dict[str, tuple[type, dict[str, Any]]] = {
 # Checked by what they are handed to: torch, or functions with sentences of their own.
 ELSEWHERE = {"self", "model", "optimizer", "params", "device", "dtype"}
 TAKES_TEXT = {"activation", "optimizer", "policy"}
-TAKES_FLAG = {"shortcut", "grow", "calibrate", "frontier", "adapt", "bias", "coupled"}
+TAKES_FLAG = {"shortcut", "grow", "calibrate", "frontier", "linear", "adapt", "bias", "coupled"}
 TAKES_MAPPING = {"optimizer_options"}
 
 FIELDS = [(name, field) for name, fields in BEYOND.items() for field in fields]

@@ -172,7 +172,7 @@ class TestFit:
     def test_full_disk_leaves_nothing(self, tmp_path, capsys):
         resource = pytest.importorskip("resource")
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limits[1]))
         try:
             message = refused(
                 capsys, [*fit(tmp_path, "wine", "deep/run"), "--epochs", "1", "--quiet"]

@@ -40,7 +40,7 @@ class TestInterruption:
         def interrupted(*args, **keywords):
             signal.raise_signal(signal.SIGTERM)
 
-        argv = [*fit(tmp_path, "wine"), "--epochs", "2", "--members", "1", "--quiet"]
+        argv = [*fit(tmp_path, "wine"), "--epochs", "2", "--max-params", "20000", "--quiet"]
         with monkeypatch.context() as patched:
             patched.setattr(kept_frontier, "frontier", interrupted)
             assert main(argv) == 143

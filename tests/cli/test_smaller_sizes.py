@@ -11,6 +11,8 @@ from senn.events import Frontier
 def test_results_have_it_and_a_line_says_how_small_the_network_could_be(tmp_path, capsys):
     people(200).to_csv(tmp_path / "people.csv", index=False)
     argv = [*fit(tmp_path, "people.csv"), "--target", "kind", "--epochs", "4"]
+    # Of a limited size, so that no linear model is kept.
+    argv += ["--members", "3", "--max-params", "20000"]
     assert main(argv) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     found = Frontier.from_dict(results["frontier"])

@@ -42,6 +42,7 @@ def built(tmp_path_factory):
     for name in ("api", "gallery"):  # which the whole build writes
         (docs / name).mkdir()
         (docs / name / "index.md").write_text(f"# {name}\n")
+    (docs / "gallery" / "plot_gpt.md").write_text("---\norphan: true\n---\n\n# A GPT\n")
     (docs / "faulty.md").write_text(FAULTY)
     command = [sys.executable, "-m", "sphinx", "-n", "-W", "--keep-going", "-q", "docs", "site"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_COLOR": "1"}

@@ -1,6 +1,7 @@
 """The frontier of the network that a run keeps."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from senn.training.image_training import image_config, train_images
 from senn.training.loop import fit_model
 
 MOVES = ("width", "prune")
-RECIPE = TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, frontier=True, members=1)
+RECIPE = TrainConfig(hidden=(6, 6), epochs=6, moves=MOVES, frontier=True, members=1, linear=False)
 
 
 def data(rows=300):
@@ -68,7 +69,9 @@ def test_there_is_none_without_validation_rows():
 def test_a_regression_has_the_r2_as_its_score():
     x, _ = data()
     y = x[:, :1] * x[:, 1:2]
-    result = train(x, y, task="regression", outputs=1, recipe=RECIPE)
+    result = train(
+        x, y, task="regression", outputs=1, recipe=replace(RECIPE, target_transform="none")
+    )
     assert result.frontier.score_name == "r2"
     assert result.frontier.points[0].figures == pytest.approx(result.validation)
 

@@ -187,6 +187,7 @@ def learned_by_heart(**changes):
         pruning_rounds=(0.7,),
         schedule="constant",
         patience=None,
+        linear=False,
     )
     return train(x, y, task="classification", outputs=2, recipe=replace(recipe, **changes))
 

@@ -164,7 +164,7 @@ def test_a_run_is_not_cut_short_while_the_net_may_grow():
 
 
 def test_without_validation_rows_the_last_epoch_is_kept():
-    x, y = blobs(40)
+    x, y = blobs(36)
     run = fit(x, y)
     assert (run.best_epoch, run.validation) == (4, {})
 

@@ -83,7 +83,7 @@ def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberP
     limits = (recipe.max_params, recipe.max_flops, recipe.max_width)
     is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
     is_free = recipe.grow and not is_paper and all(one is None for one in limits)
-    allows_linear = is_free and "prune" in recipe.moves_of(is_table=True)
+    allows_linear = recipe.linear and is_free and "prune" in recipe.moves_of(is_table=True)
     if recipe.members is not None:
         if recipe.members > 1 and obstacle:
             raise SennError(f"members={recipe.members} can't be combined with {obstacle}")

@@ -76,6 +76,7 @@ RANGES: Mapping[str, Rule] = {
     "max_seconds": positive().or_none(),
     "threads": whole(low=1).or_none(),
     "members": whole(low=1).or_none(),
+    "linear": flag(),
     "target_transform": one_of("arcsinh", "none", None),
     "frontier": flag(),
     "calibrate": flag(),
@@ -154,6 +155,8 @@ class TrainConfig:
             trained at that size from the start, each with validation rows of its own. None for 8 in tables of at most
             20,000 rows and 4 in those of at most 100,000, but 1 where a limit of size or time, the paper's policy,
             an average of weights or `grow=False` is given.
+        linear: False to keep the network of a table whatever a linear model does on the validation rows. Where its size
+            is limited, it is kept in any case.
         target_transform: how numbers to predict are learned: `arcsinh` (by their inverse hyperbolic sine,
             `senn.nn.SinhOutput`), or `none` (as they are); None for the first where they are heavy-tailed.
         frontier: True to measure, once training is over, what the network that is kept would be at smaller sizes
@@ -214,6 +217,7 @@ class TrainConfig:
     max_seconds: float | None = None
     threads: int | None = None
     members: int | None = None
+    linear: bool = True
     target_transform: Literal["arcsinh", "none"] | None = None
     calibrate: bool = True
     frontier: bool = False

@@ -257,7 +257,7 @@ def _first(sample: list[Line]) -> int:
 
 
 def _is_rule(cells: list[str]) -> bool:
-    """Tell whether a line only draws a rule below the header, as those of Markdown and databases' shells do."""
+    """Tell whether a line only draws a rule below the header, as in Markdown."""
     return all(map(_RULE.fullmatch, filter(None, cells))) and any(cells)
 
 

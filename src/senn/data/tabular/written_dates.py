@@ -35,8 +35,8 @@ _QUARTER = re.compile(r"(?:(\d{4})\W?[Qq]([1-4])|[Qq]([1-4])\W?(\d{4})|([1-4])[Q
 _HALF = re.compile(r"(\d{4})\W?[Hh]([12])")
 _ELAPSED = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d{2})(?::(\d{2})(?:\.\d*)?)?")
 _ELAPSED_UNITS = re.compile(
-    r"(?=\D*\d)P?(?:(\d+) ?d(?:ays?)?)?[T ]?(?:(\d+) ?h(?:ours?|rs?)?)? ?(?:(\d+) ?m(?:in(?:ute)?s?)?)? ?"
-    r"(?:(\d+) ?s(?:ec(?:ond)?s?)?)?",
+    r"(?=\D*\d)P?(?:(\d+) ?d(?:ays?)?)?[T ]?(?:(\d+) ?h(?:ours?|rs?)?)? ?"
+    r"(?:(\d+) ?m(?:in(?:ute)?s?)?)? ?(?:(\d+) ?s(?:ec(?:ond)?s?)?)?",
     re.I,
 )
 _WEEK = re.compile(r"(?:(\d{4})\W?[Ww](\d{1,2})(?:-?([1-7]))?|[Ww](\d{1,2})\W(\d{4}))")
@@ -57,7 +57,7 @@ _MONTHS = (
     "November nov novembre noviembre novembro",
     "December dec dez dezember décembre decembre déc diciembre dic dicembre dezembro",
 )
-"""Names of months, after the English one also in German, French, Spanish, Italian, Dutch and Portuguese."""
+"""Names of months: English, then German, French, Spanish, Italian, Dutch and Portuguese."""
 _MONTH_OF = {word.lower(): line.split()[0] for line in _MONTHS for word in line.split()}
 _MONTH_WORD = re.compile(r"([^\W\d_]{3,})\.?|\b(?:de|del|of) ")
 
@@ -69,8 +69,10 @@ def with_english_months(text: str, form: str = "%b") -> str:
         text: the date, with a month's name in one of several languages, or abbreviated.
         form: the format.
 
-    >>> with_english_months("5 de octubre de 2020"), with_english_months("1. Sept. 2021", "%d. %B %Y")
-    ('5 Oct 2020', '1. September 2021')
+    >>> with_english_months("5 de octubre de 2020")
+    '5 Oct 2020'
+    >>> with_english_months("1. Sept. 2021", "%d. %B %Y")
+    '1. September 2021'
     """
     dot = "." * ("%b." in form or "%B." in form)
 
