@@ -11,6 +11,8 @@ to 9.
 # A `ViTForImageClassification` of two layers, from its configuration; nothing is downloaded. It learns the digits below
 # five in a few seconds.
 
+import warnings
+
 import matplotlib.pyplot as plt
 import peft
 import torch
@@ -19,6 +21,8 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from senn.peft import RankAllocator, uniform_params
+
+warnings.simplefilter("ignore")  # they name files of the machine that makes this page
 
 images, digits = load_digits(return_X_y=True)
 x, y = torch.tensor(images / 16, dtype=torch.float32).view(-1, 1, 8, 8), torch.tensor(digits)
