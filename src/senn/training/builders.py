@@ -82,6 +82,29 @@ def loss_function(task: Task) -> Callable[..., Tensor]:
     return F.cross_entropy if task == "classification" else F.mse_loss
 
 
+def mean_loss(
+    loss: Callable[..., Tensor], output: Tensor, target: Tensor, weight: Tensor | None = None
+) -> Tensor:
+    """Compute the mean loss of rows.
+
+    Args:
+        loss: as of `loss_function`.
+        output: (rows, outputs).
+        target: (rows,) classes, or (rows, outputs) numbers.
+        weight: (rows,) with mean 1; None for equal weights.
+
+    Returns:
+        A scalar.
+    """
+    if weight is None:
+        return loss(output, target)
+    # Weights have mean 1, so the mean of weighted losses is that of repeated rows. A squared error has one number for
+    # each output, a cross-entropy one for each row.
+    losses = loss(output, target, reduction="none")
+    per_row = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
+    return (per_row * weight).mean()
+
+
 def start_widths(features: int, outputs: int, recipe: TrainConfig) -> tuple[int, ...]:
     """Return the widths that a table's network starts with.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from senn.data.tails import is_heavy_tailed
 from senn.nn import Ensemble, SinhOutput
 from senn.training.batches import Inputs, Rows
-from senn.training.builders import loss_function
+from senn.training.builders import loss_function, mean_loss
 from senn.training.metric import Metric, as_metric
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult
@@ -68,19 +69,14 @@ def in_own_unit(
     if held_out is not None and figures:
         first = model.members[0] if isinstance(model, Ensemble) else model
         rows = replace(held_out, y=transform.restore(held_out.y))
+        loss = partial(mean_loss, loss_function("regression"))
         metric = as_metric(recipe.monitor)
         metric = None if metric is None else replace(metric, restore=None)
-        figures = validate(first, rows, Inputs(), _loss, "regression", metric).figures
+        figures = validate(first, rows, Inputs(), loss, "regression", metric).figures
     unseen = result.unseen
     if unseen is not None:
         unseen = transform.restore(unseen[0]), transform.restore(unseen[1])
     return replace(result, model=model.eval(), validation=figures, unseen=unseen)
-
-
-def _loss(outputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
-    """Compute the mean squared error of rows with weights."""
-    losses = loss_function("regression")(outputs, targets, reduction="none").flatten(1).mean(1)
-    return losses.mean() if weight is None else (losses * weight).sum() / weight.sum()
 
 
 def network_in(model: nn.Module) -> tuple[nn.Module, SinhOutput | None]:

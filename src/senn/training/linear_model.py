@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from senn.nn import MLP
 from senn.training.batches import Rows
-from senn.training.builders import loss_function
+from senn.training.builders import loss_function, mean_loss
 from senn.training.metric import as_metric
 from senn.training.train_config import Task, TrainConfig
 from senn.training.validation import Validation
@@ -86,16 +86,14 @@ def linear_path(rows: Rows, outputs: int, task: Task) -> Iterator[MLP]:
     """
     x, loss = rows.x.double(), loss_function(task)
     y = rows.y.double() if rows.y.is_floating_point() else rows.y
-    weight = torch.ones(len(rows)).to(x) if rows.weight is None else rows.weight.to(x)
+    weight = None if rows.weight is None else rows.weight.to(x)
     linear = MLP(x.shape[1], (), outputs).to(x)
     slope, start = linear.parameters()
     nn.init.zeros_(slope)
     nn.init.zeros_(start)
 
     def objective(penalty: float) -> Tensor:
-        losses = loss(linear(x), y, reduction="none").view(len(x), -1).mean(1)
-        mean: Tensor = (losses * weight).mean()
-        return mean + penalty / 2 * slope.square().sum()
+        return mean_loss(loss, linear(x), y, weight) + penalty / 2 * slope.square().sum()
 
     for penalty in PENALTIES:
         _descend(linear, partial(objective, penalty))

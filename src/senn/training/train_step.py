@@ -18,7 +18,7 @@ from senn.errors import UnsupportedError
 from senn.events import GrowthEvent, GrowthRound
 from senn.grower import Grower
 from senn.optim import NaturalGradient
-from senn.training.builders import build_grower, build_optimizer, loss_function
+from senn.training.builders import build_grower, build_optimizer, loss_function, mean_loss
 from senn.training.data_parallel import joint_gradient
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import architecture, layer_names
@@ -150,13 +150,7 @@ class TrainStep:
         Returns:
             A scalar.
         """
-        if weight is None:
-            return self._loss(output, target)
-        # Weights have mean 1, so the mean of weighted losses is that of repeated rows. A squared error has one number
-        # for each output, a cross-entropy one for each row.
-        losses = self._loss(output, target, reduction="none")
-        per_row = losses.flatten(1).mean(1) if losses.dim() > 1 else losses
-        return (per_row * weight).mean()
+        return mean_loss(self._loss, output, target, weight)
 
     @torch.no_grad()
     def is_sound(self, batch: Batch) -> bool:
