@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from senn.events import Frontier
+from senn.nn import SinhOutput
 from senn.training import TrainConfig, train
 from senn.training.batches import Rows
 from senn.training.image_training import image_config, train_images
@@ -66,14 +67,16 @@ def test_there_is_none_without_validation_rows():
     assert run(TrainConfig(epochs=2, validation_fraction=0.0, frontier=True)).frontier is None
 
 
-def test_a_regression_has_the_r2_as_its_score():
+@pytest.mark.parametrize("transform", ["none", "arcsinh"])
+def test_a_regression_has_the_r2_of_the_numbers_themselves_as_its_score(transform):
     x, _ = data()
     y = x[:, :1] * x[:, 1:2]
-    result = train(
-        x, y, task="regression", outputs=1, recipe=replace(RECIPE, target_transform="none")
-    )
+    recipe = replace(RECIPE, target_transform=transform)
+    result = train(x, y, task="regression", outputs=1, recipe=recipe)
+    assert (type(result.model) is SinhOutput) == (transform == "arcsinh")
     assert result.frontier.score_name == "r2"
     assert result.frontier.points[0].figures == pytest.approx(result.validation)
+    assert result.history[-1]["validation"] == pytest.approx(result.validation)
 
 
 def test_weighted_rows_count_by_their_weights():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from senn.events import Frontier
-from senn.nn import MLP, ConvNet, Ensemble
+from senn.nn import MLP, ConvNet, Ensemble, SinhOutput
 from senn.training.batches import Inputs, Rows
+from senn.training.heavy_targets import in_own_unit, own_unit
 from senn.training.kept_frontier import kept_frontier
 from senn.training.linear_model import better_linear_model
 from senn.training.members import MemberPlan, member_epochs, train_members
@@ -44,6 +46,7 @@ class FinishedRun(Protocol):
         threads: that computed it.
         time: what there is time for.
         members: how many networks are averaged.
+        transform: of the rows' targets; None for none.
     """
 
     state: RunState
@@ -57,6 +60,7 @@ class FinishedRun(Protocol):
     threads: RunThreads
     time: TimePlan
     members: MemberPlan
+    transform: SinhOutput | None
 
     def validate(self, model: nn.Module) -> Validation | None:
         """Compute loss and score on the validation rows."""
@@ -113,6 +117,8 @@ def result_of(training: FinishedRun, *, interrupted: bool) -> tuple[TrainResult,
         members=len(model.members) if isinstance(model, Ensemble) else 1,
         unseen=unseen,
     )
+    if training.transform is not None:
+        run = in_own_unit(run, training.transform, training.held_out, training.recipe)
     return run, reason
 
 
@@ -178,15 +184,20 @@ def _frontier(training: FinishedRun, model: nn.Module) -> Frontier | None:
             "sizes below the one that is kept weren't measured: there is no time for it"
         )
         return None
+    held_out, transform = training.held_out, training.transform
+    predictor: Callable[[nn.Module], nn.Module] | None = None
+    if transform is not None and held_out is not None:
+        held_out, predictor = own_unit(held_out, transform), transform.around
     return kept_frontier(
         model,
         training.rows,
-        training.held_out,
+        held_out,
         task=training.task,
         recipe=training.recipe,
         inputs=training.inputs,
         loss=training.learner.loss,
         tell_fault=training.tell_fault,
+        predictor=predictor,
     )
 
 

@@ -68,15 +68,26 @@ def in_own_unit(
     figures = result.validation
     if held_out is not None and figures:
         first = model.members[0] if isinstance(model, Ensemble) else model
-        rows = replace(held_out, y=transform.restore(held_out.y))
         loss = partial(mean_loss, loss_function("regression"))
         metric = as_metric(recipe.monitor)
         metric = None if metric is None else replace(metric, restore=None)
-        figures = validate(first, rows, Inputs(), loss, "regression", metric).figures
+        figures = validate(
+            first, own_unit(held_out, transform), Inputs(), loss, "regression", metric
+        ).figures
     unseen = result.unseen
     if unseen is not None:
         unseen = transform.restore(unseen[0]), transform.restore(unseen[1])
     return replace(result, model=model.eval(), validation=figures, unseen=unseen)
+
+
+def own_unit(rows: Rows, transform: SinhOutput) -> Rows:
+    """Return rows with the targets themselves.
+
+    Args:
+        rows: with transformed ones.
+        transform: of the targets.
+    """
+    return replace(rows, y=transform.restore(rows.y))
 
 
 def network_in(model: nn.Module) -> tuple[nn.Module, SinhOutput | None]:

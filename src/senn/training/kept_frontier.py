@@ -28,6 +28,7 @@ def kept_frontier(
     inputs: Inputs,
     loss: Callable[..., Tensor],
     tell_fault: Callable[[str], None],
+    predictor: Callable[[nn.Module], nn.Module] | None = None,
 ) -> Frontier | None:
     """Measure the network that a run keeps at smaller sizes, if the configuration asks for it.
 
@@ -40,6 +41,8 @@ def kept_frontier(
         inputs: how the network reads the inputs of rows.
         loss: `loss(outputs, targets, weights)`, by which the rows are validated.
         tell_fault: hears why it can't be measured.
+        predictor: makes what predicts the validation rows' targets of a network that learned transformed ones; None
+            where it is the network.
 
     Returns:
         The frontier; None if it isn't wanted, can't be measured, was interrupted, or without validation rows.
@@ -52,7 +55,8 @@ def kept_frontier(
     batches = [inputs.whole(rows.take(chosen))]
 
     def figures(pruned: nn.Module) -> dict[str, float]:
-        return validate(pruned, held_out, inputs, loss, task).figures
+        predicts = pruned if predictor is None else predictor(pruned)
+        return validate(predicts, held_out, inputs, loss, task).figures
 
     try:
         return frontier(model, loss_function(task), batches, figures, seed=recipe.seed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from senn.nn import SinhOutput
 from senn.training.batches import Inputs, Rows
 from senn.training.builders import check_budget
 from senn.training.callbacks import Callback
@@ -31,6 +32,7 @@ def fit_model(
     inputs: Inputs | None = None,
     checkpointer: Checkpointer | None = None,
     members: MemberPlan | None = None,
+    transform: SinhOutput | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train and grow an existing model on rows that are split already.
@@ -48,6 +50,7 @@ def fit_model(
         inputs: how the model reads the inputs of rows; None to take them as they are.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
         members: how many networks of the size that is found are trained and averaged; None for one.
+        transform: of the targets, if the rows have transformed ones; what comes out is of the targets themselves.
         clock: says what time it is, in seconds since any moment; `recipe.max_seconds` goes by it.
 
     Returns:
@@ -72,6 +75,7 @@ def fit_model(
             checkpointer=checkpointer,
             threads=threads,
             members=members,
+            transform=transform,
             clock=clock,
         )
         return training.run()

@@ -13,7 +13,7 @@ from senn.nn import MLP, Ensemble, SinhOutput
 from senn.training.batches import partition
 from senn.training.builders import build_model
 from senn.training.callbacks import Callback
-from senn.training.heavy_targets import in_own_unit, network_in, transform_of, transformed_recipe
+from senn.training.heavy_targets import network_in, transform_of, transformed_recipe
 from senn.training.loop import fit_model
 from senn.training.members import continued_members, plan_members
 from senn.training.run_state import Checkpointer
@@ -93,7 +93,7 @@ def train(
             if begun
             else plan_members(recipe, len(x), cross_fits=cross_fits)
         )
-        result = fit_model(
+        return fit_model(
             first.to(x),
             training,
             held_out,
@@ -103,10 +103,8 @@ def train(
             callbacks=callbacks,
             checkpointer=checkpointer,
             members=members,
+            transform=transform,
         )
-    if transform is None:
-        return result
-    return in_own_unit(result, transform, held_out, recipe)
 
 
 def _begun(

@@ -14,6 +14,7 @@ from torch import nn
 
 from senn.errors import DivergenceError, SennError
 from senn.flops import forward_flops
+from senn.nn import SinhOutput
 from senn.schedule import GrowthSchedule
 from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
@@ -69,6 +70,7 @@ class Training(ResumableRun):
         checkpointer: Checkpointer | None,
         threads: RunThreads,
         members: MemberPlan | None = None,
+        transform: SinhOutput | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         # First of all: to build the optimizer and the grower takes a moment.
@@ -77,6 +79,7 @@ class Training(ResumableRun):
         self.model, self.rows, self.held_out = model, rows, held_out
         self.task, self.recipe, self.callbacks, self.generator = task, recipe, callbacks, generator
         self.inputs, self.members = inputs, members or MemberPlan()
+        self.transform = transform
         self.threads, config = threads, recipe.plan(len(rows))
         threads.choose(self.step_flops, model, step=0)
         communicator = None if checkpointer is None else checkpointer.communicator
