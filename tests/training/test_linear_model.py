@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from senn.training import TrainConfig, train
+from senn.training import TrainConfig, linear_model, train
 from senn.training.batches import Rows
 from senn.training.linear_model import PENALTIES, linear_path
 
@@ -68,3 +68,15 @@ def test_it_is_not_kept_where_a_network_is_better():
     y = (x[:, 0] * x[:, 1] > 0).long()
     found = train(x, y, task="classification", outputs=2, recipe=TrainConfig(epochs=30, members=1))
     assert found.architecture != ()
+
+
+def test_an_interrupt_while_it_is_fitted_costs_nothing(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    given = rows("classification", columns=150, count=240)
+    monkeypatch.setattr(linear_model, "_descend", interrupted)
+    recipe = TrainConfig(epochs=2, members=1)
+    found = train(given.x.float(), given.y, task="classification", outputs=2, recipe=recipe)
+    assert found.architecture != ()
+    assert not found.interrupted

@@ -127,7 +127,10 @@ def _linear(training: FinishedRun, model: nn.Module) -> tuple[MLP, Validation] |
     if not training.members.allows_linear or not isinstance(model, MLP):
         return None
     recipe, task = training.recipe, training.task
-    return better_linear_model(model, training.rows, training.validate, task, recipe)
+    try:
+        return better_linear_model(model, training.rows, training.validate, task, recipe)
+    except KeyboardInterrupt:
+        return None  # training is over, and what it kept is worth more than this
 
 
 def _with_members(
