@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mean_error import mean_error
-from results import table
+from stored_results import table
 
 Record = Mapping[str, Any]
 MOMENTS = {

@@ -16,7 +16,7 @@ from criteria_moments import moments
 from criteria_promises import promises
 from criteria_twins import variants, winner
 from mean_error import error, mean_error, plus_minus
-from results import stored, table
+from stored_results import stored, table
 
 HERE = Path(__file__).parent
 BIRTHS = ("silent", "stepped", "own")

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from results import table
+from stored_results import table
 
 Record = Mapping[str, Any]
 

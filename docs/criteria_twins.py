@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from results import stored, table
+from stored_results import stored, table
 
 
 def pm(pair: Sequence[float], digits: int = 4) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+from hard_tables import table as scores_of
 from table_ranks import (
     FIGURES,
     NETWORKS,
@@ -88,3 +89,13 @@ def models(records: Sequence[dict[str, Any]], table: Table) -> Iterator[str]:
             rows,
         )
         yield ""
+
+
+def hard_tables(records: Sequence[dict[str, Any]], table: Table) -> Iterator[str]:
+    """Tables that are hard for a network, beside controls."""
+    yield "## Tables that are hard for a network\n\n`python benchmarks/hard_tables.py`\n"
+    yield (
+        "Drawn anew for each seed; accuracy or R², mean and standard error. *Default* is senn as it comes; what is "
+        "below it is a control, or what was done to the table.\n"
+    )
+    yield table(("table", "how", "seeds", "score"), scores_of(records)) + "\n"

@@ -84,7 +84,7 @@ def record(task, arm, seed, score, budget=1.0):
 def test_the_page_says_on_how_many_tasks_growing_is_ahead(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "docs"))
     from equal_flops_page import draw, equal_flops
-    from results import table as markdown
+    from stored_results import table as markdown
 
     rivals = {"best_fixed": 0.8, "scratch": 0.6}
     records = [
