@@ -1,5 +1,6 @@
 """Several processes run the tests side by side, each on one core."""
 
+import gc
 import os
 
 # Set before torch is imported: more threads than cores wait for each other asleep, not spinning.
@@ -10,6 +11,9 @@ import torch
 from browser_cases import browser, pages, single
 
 __all__ = ["browser", "pages", "single"]  # fixtures
+
+# Nearly all that is made while tests are collected stays, so looking for garbage among it is in vain.
+gc.disable()
 
 LONGEST = {
     "test_four_of_four_kills_cost_nothing",
@@ -26,6 +30,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.isdisjoint((item.path.stem, name))
 
     items.sort(key=is_short)
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 if "PYTEST_XDIST_WORKER" in os.environ:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,17 @@ def alone() -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
-def together(request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
-    size = request.param
+@functools.cache
+def ranks(size: int) -> list[list[dict[str, Any]]]:
+    """What each of so many processes finds; a parametrized fixture would be set up for each case."""
     found = world(size, several, [(name, SHARES[size]) for name in DEALT[size]])
     assert all(isinstance(one, list) for one in found), found
     return found
+
+
+@pytest.fixture(params=[2, 3])
+def together(request: pytest.FixtureRequest) -> list[list[dict[str, Any]]]:
+    return ranks(request.param)
 
 
 @pytest.mark.parametrize(
@@ -115,13 +121,13 @@ def _close(found: Any, expected: Any) -> None:
 
 
 def test_ranks_meet_in_their_group_as_they_do_in_the_store() -> None:
-    for rank, (store, group, short) in enumerate(ranks := world(3, meetings)):
+    for rank, (store, group, short) in enumerate(found := world(3, meetings)):
         assert store == group
         long, failure, elsewhere, events = store
         assert [len(text) for text, _ in long] == [0, 300, 600]
         assert failure == ("no" if rank == 1 else "rank 1 failed to fail: ValueError: no")
         assert "rank 1 was about to be elsewhere and rank 0 to be here" in elsewhere
-        assert events == ranks[0][0][3] != []
+        assert events == found[0][0][3] != []
         # gradients in bfloat16: the same decisions, and births of about their length
         assert [one[:3] for one in short[3]] == [one[:3] for one in events]
         for one, exact in zip(short[3], events, strict=True):

@@ -44,7 +44,7 @@ def test_torchrun_ends_together_and_goes_on(
         "CUDA_VISIBLE_DEVICES": "",
     }
     begun = subprocess.Popen(
-        [*TORCHRUN, "wine", "--epochs", "100", "--out", str(out)],
+        [*TORCHRUN, "wine", "--epochs", "30", "--out", str(out)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert begun.stdout is not None

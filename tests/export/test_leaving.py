@@ -79,7 +79,7 @@ def plain(name: str) -> tuple[nn.Module, tuple[Tensor, ...], tuple[Tensor, ...]]
         return wrapped, tensors, wrapped(*tensors)
 
 
-@pytest.mark.parametrize("name", some(ZOO, 3))
+@pytest.mark.parametrize("name", some(ZOO, 6))
 def test_grown_models_are_exported(name: str) -> None:
     model, tensors, expected = plain(name)
     program = torch.export.export(model, tensors)
@@ -90,7 +90,7 @@ def test_grown_models_are_exported(name: str) -> None:
     assert_close(program.module()(*tensors), expected)
 
 
-@pytest.mark.parametrize("name", some(ZOO, 3, first=1))
+@pytest.mark.parametrize("name", some(ZOO, 6, first=4))
 def test_grown_models_are_traced_by_torchscript(name: str) -> None:
     model, tensors, expected = plain(name)
     file = io.BytesIO()

@@ -1,6 +1,6 @@
 """Everything that analysis and surgery promise, over the models of the zoo.
 
-What is found in each model and that it grows is tested of all of them, all else of one in three or of each with one
+What is found in each model and that it grows is tested of all of them, all else of one in six or of each with one
 optimizer; `SENN_ALL=1 pytest tests/graph/test_zoo.py` tests everything of all.
 """
 
@@ -87,7 +87,7 @@ def test_growth_keeps_the_function_and_the_graph_follows(name: str, dtype: torch
     assert repr(receipt.graph.insertion_points) == repr(again.insertion_points)
 
 
-@pytest.mark.parametrize("name", some(ZOO, 3))
+@pytest.mark.parametrize("name", some(ZOO, 6))
 def test_new_units_can_be_taken_back_or_pruned_again_and_old_ones_too(name: str) -> None:
     model, inputs, graph = prepared(name, torch.float64)
     before, held = outputs(model, inputs), everything(model)
@@ -207,7 +207,7 @@ def _kept(graph: DependencyGraph):
     return places
 
 
-@pytest.mark.parametrize("name", some(ZOO, 3, first=1))
+@pytest.mark.parametrize("name", some(ZOO, 6, first=1))
 def test_a_grown_model_is_saved_into_a_fresh_one_pickled_and_copied(name: str, tmp_path) -> None:
     model, inputs, graph = prepared(name)
     transaction(model, widening(model, graph), graph, probe=inputs)
@@ -218,7 +218,7 @@ def test_a_grown_model_is_saved_into_a_fresh_one_pickled_and_copied(name: str, t
         assert all(map(torch.equal, outputs(twin, inputs), expected))
 
 
-@pytest.mark.parametrize("name", sorted({*some(ZOO, 3, first=2), *UNSCORED}))
+@pytest.mark.parametrize("name", sorted({*some(ZOO, 6, first=2), *UNSCORED}))
 def test_the_grower_looks_at_a_model_and_changes_it_as_decided(name: str) -> None:
     """Whatever it grows keeps the function; a model that it can't score is refused by name, and nothing is touched."""
     torch.manual_seed(0)

@@ -30,7 +30,9 @@ def browser():
     sync_api = pytest.importorskip("playwright.sync_api")
     pytest.importorskip("vl_convert")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"]
+        )
         yield chromium
         chromium.close()
 

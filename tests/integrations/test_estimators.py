@@ -27,8 +27,8 @@ NOT_HELD = {
 
 @parametrize_with_checks(
     [
-        SENNClassifier((4,), max_epochs=20, learning_rate=0.02, recipe=QUICK),
-        SENNRegressor((4,), max_epochs=20, learning_rate=0.02, recipe=QUICK),
+        SENNClassifier((4,), max_epochs=8, learning_rate=0.05, recipe=QUICK),
+        SENNRegressor((4,), max_epochs=8, learning_rate=0.05, recipe=QUICK),
     ],
     expected_failed_checks=lambda estimator: NOT_HELD,
 )

@@ -71,17 +71,14 @@ def _round(name, scale, moves=("width", "depth")):
 
 @pytest.mark.parametrize("name", [name for name in LOSSES if name != "known"])
 def test_a_constant_before_a_loss_changes_no_decision(name):
-    events = {scale: _round(name, scale)[1] for scale in (0.01, 1.0, 100.0)}
-    made = {
-        scale: [(one.kind, one.place, one.units) for one in several]
-        for scale, several in events.items()
-    }
-    assert made[1.0]
-    assert made[0.01] == made[1.0] == made[100.0]
-    for one, other in zip(events[1.0], events[100.0], strict=True):
+    small, large = (_round(name, scale)[1] for scale in (0.01, 100.0))
+    made = [[(one.kind, one.place, one.units) for one in events] for events in (small, large)]
+    assert made[0]
+    assert made[0] == made[1]
+    for one, other in zip(small, large, strict=True):
         # decreases and prices are in the loss's own unit
-        assert other.expected_decrease == pytest.approx(100 * one.expected_decrease, rel=1e-3)
-        assert other.price == pytest.approx(100 * one.price, rel=1e-3)
+        assert other.expected_decrease == pytest.approx(1e4 * one.expected_decrease, rel=1e-3)
+        assert other.price == pytest.approx(1e4 * one.price, rel=1e-3)
         assert "of the loss" in str(one)
 
 

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from browser_cases import local, opened
+from exhaustive import EVERYTHING
 from report_cases import HOSTILE, few_candidates, long_run, waves
 
 from senn.cli.main import main
@@ -353,11 +354,11 @@ def test_a_run_of_which_nothing_is_known_yet_is_a_page(browser, pages):
 
 
 def test_a_long_run_opens_and_can_be_moved_through(browser, tmp_path):
-    (tmp_path / "long.html").write_text(
-        page([RunReport("long", few_candidates(long_run(500)))]), "utf-8"
-    )
+    rounds = 250 if EVERYTHING else 80
+    history = few_candidates(long_run(2 * rounds))
+    (tmp_path / "long.html").write_text(page([RunReport("long", history)]), "utf-8")
     with opened(browser, (tmp_path / "long.html").as_uri()) as tab:
-        assert tab.locator(".rounds > li").count() == 250
+        assert tab.locator(".rounds > li").count() == rounds
         tab.evaluate(
             "for (let at = 0; at < senn.player.steps.length; at += 10) senn.player.show(at)"
         )
