@@ -313,6 +313,50 @@ def test_blocks_are_born_as_asked(birth: str, weights: str) -> None:
     assert len(model[1]) == 1
 
 
+@pytest.mark.parametrize("plain_helps", [True, False])
+def test_of_several_births_the_best_one_on_held_out_rows_is_chosen(plain_helps: bool) -> None:
+    """A block that does half of what the rows ask for is worth doing twice; one that does twice as much isn't."""
+
+    class Double(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):
+            return x + self.last(x)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Double()), nn.Linear(4, 2))
+    nn.init.eye_(model[0].weight)
+    nn.init.eye_(model[1][0].last.weight)
+    x = torch.randn(400, 4)
+    with torch.no_grad():
+        # one block doubles its input, two of them quadruple it
+        y = (2 if plain_helps else 0.5) * model(x) - (1 if plain_helps else -0.5) * model[2].bias
+        y += 0.01 * torch.randn_like(y)
+    silent = F.mse_loss(model(x), y).item()
+    grower = senn.Grower(
+        model,
+        loss=F.mse_loss,
+        policy=Deepest("1.0"),
+        moves=("depth",),
+        samples=len(x),
+        birth="best",
+    )
+    (event,) = grower.grow([(x, y)])
+    old, new = (block.last.weight for block in model[1])
+    after = F.mse_loss(model(x), y).item()
+    assert torch.equal(old, new) == plain_helps
+    assert (event.step_length == 0) == plain_helps
+    assert after < silent
+    if plain_helps:
+        assert event.expected_decrease * event.loss_per_nat == pytest.approx(
+            silent - after, rel=0.1
+        )
+    event.undo()
+    assert F.mse_loss(model(x), y).item() == pytest.approx(silent)
+
+
 def test_a_copy_with_more_weights_than_rows_promises_what_a_short_step_brings() -> None:
     """At its own length its step is noise that costs much on other rows; a birth would shorten it."""
     torch.manual_seed(0)

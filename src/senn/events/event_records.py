@@ -53,7 +53,7 @@ class GrowthEvent:
         realized_decrease: on the next batch observed, the loss with what was added silenced less the loss as it is, in
             the same unit; None until then, and for removals.
         unit: of these three, in words.
-        step_length: of an addition, how much of its natural step it was born with; 0 for a silent birth.
+        step_length: of an addition, how much of its natural step it was born with; 0 for a silent or plain one.
 
     Example:
         >>> import torch, senn

@@ -68,8 +68,8 @@ class Grower(OutputGrowth):
         moves: moves that may happen, of `width`, `depth`, `prune`.
         candidate_config: how candidates are sampled; None for the defaults.
         round_config: how many of the maps a round scores, and how several processes sum; None for the defaults.
-        birth: `stepped`, what is added begins with as much of its natural step as lowers the held-out loss; `silent`,
-            without an effect, as in the paper; or `plain`, copied blocks as they are, all else stepped. None: policy's.
+        birth: `stepped`, with as much of the natural step as lowers the held-out loss; `silent`, without an effect, as
+            in the paper; `plain` or `best`, copied blocks as they are or as is best on held-out rows. None: policy's.
         averaged: averages of the model, which change with it: copies of it, or objects that hold one (`AveragedModel`,
             and those of other libraries).
         on_uncarried_state: what happens where the state of a parameter follows its size by no rule: `refuse`, now or

@@ -41,7 +41,7 @@ RANGES: Mapping[str, Rule] = {
     "moves": each(text()),
     "candidate_config": instance_of(CandidateConfig, called="a senn.CandidateConfig").or_none(),
     "round_config": instance_of(RoundConfig, called="a senn.RoundConfig").or_none(),
-    "birth": one_of("stepped", "silent", "plain").or_none(),
+    "birth": one_of("stepped", "silent", "plain", "best").or_none(),
     "averaged": each(instance_of(object, called="an average of the model")),
     "examples": instance_of(list, tuple, called="a list of example inputs"),
     "on_uncarried_state": one_of("refuse", "restart"),

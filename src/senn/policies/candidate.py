@@ -39,9 +39,10 @@ def check_moves(
     return tuple(allowed) if moves is None else tuple(move for move in moves if move in allowed)
 
 
-BirthKind = Literal["stepped", "silent", "plain"]
+BirthKind = Literal["stepped", "silent", "plain", "best"]
 """How new units and layers begin: with their natural step, or with outgoing weights of zero as in the paper; or copies
-of blocks with all that the block has, and everything else with its step."""
+of blocks with all that the block has, and everything else with its step; or in whichever of these ways the loss on
+held-out rows is lowest."""
 
 Criterion = Literal["held_out_gain", "gain_lower_bound"]
 """Figure by which the units of a candidate were selected."""

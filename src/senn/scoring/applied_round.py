@@ -222,17 +222,16 @@ class RoundToApply:
                     groups=receipt.new_positions,
                 )
                 receipt.first_undo(birth.silence)
+                silent = session.probe_loss(held_out=True) if self._may_be_plain(blocks) else None
                 length, decrease = birth.perform(
                     session.probe_loss, stepped=self._birth() != "silent"
                 )
+                by_plain = None if silent is None else self._plain_birth(blocks, receipt, silent)
             if steps:
-                self._check_profit(accepted, decrease)
+                self._check_profit(accepted, max(decrease, by_plain or 0.0))
+            if by_plain is not None:  # nothing of the step is left
+                length, decrease = 0.0, by_plain
             with communicator.fail_together("change the model"):
-                if self._birth() == "plain":
-                    for (original, block), (added,) in zip(
-                        blocks, receipt.inserted[len(receipt.inserted) - len(blocks) :], strict=True
-                    ):
-                        make_plain(original, block, added)
                 if self.optimizer is None:
                     receipt.refresh()  # the birth has written to the model
                 else:
@@ -262,6 +261,40 @@ class RoundToApply:
         names = [move.block for move in moves if isinstance(move, Append)]
         graph, model = self.pool.graph, self.pool.model
         return [(model.get_submodule(name), graph.block(name)) for name in names]
+
+    def _may_be_plain(self, blocks: Sequence[Any]) -> bool:
+        """Return True where copies of blocks may be given what the block adds."""
+        return bool(blocks) and self._birth() in ("plain", "best")
+
+    def _plain_birth(
+        self, blocks: Sequence[tuple[nn.Module, ResidualBlock]], receipt: Receipt, silent: float
+    ) -> float | None:
+        """Give copies of blocks the output parameters of the blocks, if that is asked for or is best.
+
+        Neither kind of birth is best for every network: at the scale of characters silent copies win, in large
+        language models plain and random ones (Bu, ICML 2026).
+
+        Args:
+            blocks: the blocks.
+            receipt: of the surgery that has copied them.
+            silent: loss on held-out samples with copies that add nothing.
+
+        Returns:
+            By how much that has lowered the loss on held-out samples; None where the copies stay as they are.
+        """
+        added = [new for (new,) in receipt.inserted[len(receipt.inserted) - len(blocks) :]]
+        before = self.session.probe_loss(held_out=True)
+        back = [
+            make_plain(original, block, new)
+            for (original, block), new in zip(blocks, added, strict=True)
+        ]
+        after = self.session.probe_loss(held_out=True)
+        # Written so that NaN fails: it compares as False.
+        if self._birth() == "plain" or after < before:
+            return silent - after
+        for undo in back:
+            undo()
+        return None
 
     def _validation_losses(self) -> Tensor:
         """Losses of the model, as it is now, on parts of the validation samples; none without any."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -80,17 +80,28 @@ def shuffle_weights(block: nn.Module, generator: torch.Generator) -> None:
             parameter.data = parameter.detach().flatten()[order].view(parameter.shape)
 
 
-def make_plain(original: nn.Module, block: ResidualBlock, added: nn.Module) -> None:
+def make_plain(original: nn.Module, block: ResidualBlock, added: nn.Module) -> Callable[[], None]:
     """Give a copy of a block the block's output parameters, in place of zeros.
 
     Args:
         original: the block's module.
         block: what is known of it.
         added: the copy in the model.
+
+    Returns:
+        The way back.
     """
-    for name in block.output_params:
-        local = name.removeprefix(f"{block.module}.")
-        get_tensor(added, local).data.copy_(get_tensor(original, local).detach())
+    names = [name.removeprefix(f"{block.module}.") for name in block.output_params]
+    given = [get_tensor(added, name) for name in names]
+    before = [one.detach().clone() for one in given]
+    for name, one in zip(names, given, strict=True):
+        one.data.copy_(get_tensor(original, name).detach())
+
+    def undo() -> None:
+        for one, values in zip(given, before, strict=True):
+            one.data.copy_(values)
+
+    return undo
 
 
 def insert_copy_after(

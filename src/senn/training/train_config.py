@@ -61,7 +61,7 @@ RANGES: Mapping[str, Rule] = {
     "average_decay": fraction(),
     "grow": flag(),
     "policy": policy_rule(named=True).or_none(),
-    "birth": one_of("stepped", "silent", "plain", None),
+    "birth": one_of("stepped", "silent", "plain", "best", None),
     "growth_steps": whole(low=1),
     "addition_rounds": each(fraction(), kind=tuple),
     "pruning_rounds": each(fraction(), kind=tuple),
@@ -123,8 +123,8 @@ class TrainConfig:
         grow: False to keep the size of `hidden`.
         policy: object, or name (`price`, `paper`), that decides on growth; None for the price policy. By name, the
             paper's has its defaults and prunes what costs less than a hundredth of eta.
-        birth: how what is added begins: `stepped`, with a part of its natural step; `silent`, without an effect; or
-            `plain`, as of a `Grower`. None leaves it to the policy.
+        birth: how what is added begins: `stepped`, with a part of its natural step; `silent`, without an effect;
+            `plain` or `best`, as of a `Grower`. None leaves it to the policy.
         growth_steps: steps, from the first one on, in which growth takes place; the whole run if that is shorter.
         addition_rounds: rounds of additions, as fractions of these steps. Unless given, they are early for prices, and
             spread over the run for the paper's policy, as are the next.
