@@ -42,10 +42,10 @@ def package_of(path: pathlib.Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imported_packages(source: str) -> set[str]:
+def imported_packages(tree: ast.Module) -> set[str]:
     """Packages of senn, and `torch`, that a module's import statements name, wherever they stand."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             is_root = node.module == "senn"
@@ -70,10 +70,17 @@ def complaints(package: str, packages: set[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_imports_point_downward(path):
-    assert package_of(path) in RANK, f"{package_of(path)} has no place in the layers"
-    assert complaints(package_of(path), imported_packages(path.read_text())) == []
+def test_imports_point_downward():
+    assert {package_of(path) for path in MODULES} <= set(RANK), "no place in the layers"
+    found = {
+        path: complaints(package_of(path), imported_packages(tree_of(path))) for path in MODULES
+    }
+    assert nonempty(found) == {}
+
+
+def nonempty(found):
+    """What is wrong, by file."""
+    return {str(path.relative_to(ROOT)): wrong for path, wrong in found.items() if wrong}
 
 
 def test_every_layer_exists():
@@ -103,16 +110,13 @@ def test_paths_on_the_page_exist():
     ],
 )
 def test_a_wrong_import_is_found(package, source, complaint):
-    assert complaints(package, imported_packages(source)) == [complaint]
+    assert complaints(package, imported_packages(ast.parse(source))) == [complaint]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [*MODULES, *sorted((ROOT / "reproduce").rglob("*.py"))],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= 400
+def test_files_stay_short():
+    paths = [*MODULES, *sorted((ROOT / "reproduce").rglob("*.py"))]
+    lengths = {path: len(path.read_text().splitlines()) for path in paths}
+    assert nonempty({path: length for path, length in lengths.items() if length > 400}) == {}
 
 
 # -- vocabulary
@@ -185,14 +189,13 @@ def words_of(name):
 def retired(tree, stem):
     """Return the retired words in a module, with what to write instead."""
     names = {*identifiers(tree), stem}
-    found = {word for name in names for word in RETIRED.keys() & words_of(name)}
+    found = RETIRED.keys() & set().union(*map(words_of, names))
     found |= {f"={name}" for name in {*defined(tree), stem} if f"={name}" in RETIRED}
     return {word: RETIRED[word] for word in sorted(found)}
 
 
-@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
-def test_no_word_of_the_former_vocabulary(path):
-    assert retired(tree_of(path), path.stem) == {}
+def test_no_word_of_the_former_vocabulary():
+    assert nonempty({path: retired(tree_of(path), path.stem) for path in CURRENT}) == {}
 
 
 @pytest.mark.parametrize(
@@ -212,9 +215,15 @@ def test_an_ordinary_variable_of_that_name_is_none():
     assert retired(ast.parse("held = some = torch.full((2,), 1.0)"), "module") == {}
 
 
-@pytest.mark.parametrize("path", CURRENT, ids=lambda path: path.stem)
-def test_american_spelling(path):
-    assert re.findall(rf"\b\w*(?:{BRITISH})\w*", path.read_text(), re.I) == []
+def test_american_spelling():
+    found = {path: british(path.read_text()) for path in CURRENT}
+    assert nonempty(found) == {}
+    assert british("it was analysed, in two colours") == ["analysed", "colours"]
+
+
+def british(text):
+    """Return the words of British spelling in a text."""
+    return [word for word in re.findall(r"\w+", text) if re.search(BRITISH, word, re.I)]
 
 
 # -- names

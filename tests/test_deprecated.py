@@ -1,5 +1,6 @@
 """Every old name works, warns with the new one, and is listed in the changelog; the library itself uses none."""
 
+import functools
 import importlib
 import inspect
 import re
@@ -24,6 +25,7 @@ MEMBERS = [
 ]
 
 
+@functools.cache
 def classes():
     """Return every class of senn by its name."""
     found = {}

@@ -411,7 +411,7 @@ def test_photographs_of_cifar_10(tmp_path, monkeypatch, capsys):
         "--image-size",
         "12",
         "--epochs",
-        "10",
+        "8",
         "--out",
         str(tmp_path / "run"),
     ]

@@ -1,6 +1,7 @@
 """A grower that goes on after a break decides as one that had none, bit for bit."""
 
 import copy
+import functools
 import math
 
 import pytest
@@ -106,6 +107,13 @@ def test_a_state_is_a_copy():
     assert math.isfinite(state["eta"])
 
 
+@functools.cache
+def grower_of_two_rounds():
+    model, optimizer, grower = grown(net(layers=2))
+    rounds(model, optimizer, grower, range(2))
+    return grower
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -119,8 +127,7 @@ def test_a_state_is_a_copy():
     ],
 )
 def test_what_is_no_state_is_refused_and_nothing_changes(change):
-    model, optimizer, grower = grown(net(layers=2))
-    rounds(model, optimizer, grower, range(2))
+    grower = grower_of_two_rounds()
     before = repr(grower.state_dict())
     state = grower.state_dict()
     change(state)

@@ -33,7 +33,9 @@ TORCHRUN = [
 def test_torchrun_ends_together_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
+    out, table = tmp_path / "run", tmp_path / "table.csv"
+    rows = [f"{at % 7},{at % 5},{'ab'[at % 7 * 2 > at % 5 + 4]}" for at in range(210)]
+    table.write_text("\n".join(["x,y,kind", *rows]))
     environment = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
@@ -44,7 +46,7 @@ def test_torchrun_ends_together_and_goes_on(
         "CUDA_VISIBLE_DEVICES": "",
     }
     begun = subprocess.Popen(
-        [*TORCHRUN, "wine", "--epochs", "30", "--out", str(out)],
+        [*TORCHRUN, str(table), "--target", "kind", "--epochs", "30", "--out", str(out)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert begun.stdout is not None
@@ -52,7 +54,7 @@ def test_torchrun_ends_together_and_goes_on(
     while "widen" not in heads[-1]:
         heads.append(begun.stdout.readline())
         assert heads[-1], begun.stderr.read() if begun.stderr else ""
-    assert sum(line.startswith("wine: ") for line in heads) == 1, "both processes speak"
+    assert sum(line.startswith("table: ") for line in heads) == 1, "both processes speak"
     begun.terminate()
     _, errors = begun.communicate(timeout=60)
     assert errors.count("senn: interrupted; ") == 1

@@ -1,8 +1,6 @@
 """Tables as numbers: columns of every kind, targets, splits, and the round trip through JSON."""
 
 import json
-import subprocess
-import sys
 from datetime import date
 from decimal import Decimal
 
@@ -478,10 +476,6 @@ class TestSplit:
             count, held = int(np.sum(labels == c)), int(np.sum(labels[test] == c))
             assert held <= count - 1
             assert abs(held - min(count * fraction, count - 1)) < 1 + 1e-9
-
-    def test_training_splits_rows_without_pandas(self):
-        code = "import sys; sys.modules['pandas'] = None; from senn.training.batches import validation_split"
-        subprocess.run([sys.executable, "-c", code], check=True)
 
     def test_is_decided_by_the_seed(self):
         first, second, other = (split(50, 0.2, seed)[1].tolist() for seed in (3, 3, 4))

@@ -28,6 +28,7 @@ from senn.surgery.outputs import output_change, outputs
 onnxruntime = pytest.importorskip("onnxruntime")
 FEW = ("mobilenet", "lstm", "hf bert")
 SLOW = list(ZOO) if EVERYTHING else [name for name in FEW if name in ZOO]
+"""A convolutional network, a recurrent one and a transformer; ways that several tests go are gone by two of them."""
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -102,7 +103,7 @@ def test_grown_models_are_traced_by_torchscript(name: str) -> None:
     assert_close(torch.jit.load(file)(*tensors), expected)
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", SLOW if EVERYTHING else SLOW[1:])
 def test_grown_models_go_to_onnx(name: str) -> None:
     model, tensors, expected = plain(name)
     program = torch.onnx.export(model, tensors, dynamo=True, verbose=False)
@@ -114,7 +115,7 @@ def test_grown_models_go_to_onnx(name: str) -> None:
     assert_close(tuple(map(torch.from_numpy, found)), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("name", SLOW if EVERYTHING else SLOW[1:])
 def test_a_compiled_model_grows_and_compiles_anew(name: str) -> None:
     torch._dynamo.reset()
     model, inputs, graph = prepared(name)

@@ -1,6 +1,6 @@
 """An exception in any function that a round calls before it changes the model leaves everything as it was.
 
-The ordinary run tries one function in 16; `SENN_ALL=1 pytest tests/grower/test_interrupted_rounds.py` tries all.
+The ordinary run tries one function in 32; `SENN_ALL=1 pytest tests/grower/test_interrupted_rounds.py` tries all.
 """
 
 import functools
@@ -121,7 +121,7 @@ def test_an_exception_in_any_function_of_a_round_leaves_nothing(observed: bool) 
         counted.grow(batches)
     assert len(calls.seen) > 60
     before = noted(found)
-    for code, number in some(calls.seen.items(), 16, first=8 if observed else 0):
+    for code, number in some(calls.seen.items(), 32, first=16 if observed else 0):
         with Calls(code, number), pytest.raises(Interruption):
             found.grow(batches)
         assert noted(found) == before, code.co_name

@@ -84,6 +84,8 @@ def main(folder: Path) -> None:
     import senn.cli.fit_images
     import senn.training.image_training
 
+    for name in ("torch._dynamo", "sklearn.datasets"):  # which runs import late
+        importlib.import_module(name)
     torch.set_num_threads(1)
     os.environ["SENN_CHECKPOINT_SECONDS"] = "0"
     senn.cli.fit.growth_figure = lambda *_: None  # it would take most of the time

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 _context = multiprocessing.get_context("forkserver")
-_preloaded = ["senn.training.loop", "senn.cli.workers"]
+_preloaded = ["senn.training.loop", "senn.cli.workers", "torch._dynamo"]  # which optimizers import
 _context.set_forkserver_preload(_preloaded)
 
 

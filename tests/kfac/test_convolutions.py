@@ -169,7 +169,7 @@ def test_the_promise_of_channels_is_kept_by_exact_steps(place):
     ] = 1
     assert mask.any()
     start = float(F.cross_entropy(model(x), y))
-    optimizer = torch.optim.LBFGS([reader], max_iter=200, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([reader], max_iter=60, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
