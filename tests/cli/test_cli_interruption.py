@@ -1,6 +1,7 @@
 """The command line, interrupted: by signals, and by an output that takes no more."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 from cli_cases import FILES, fit
+from worlds import command
 
 from senn.checkpoint import load
 from senn.cli import fit as fit_command
@@ -68,19 +70,19 @@ class TestInterruption:
 
     @pytest.mark.parametrize(("number", "times"), [(signal.SIGINT, 2), (signal.SIGTERM, 1)])
     def test_signals_to_a_process(self, tmp_path, number, times):
-        argv = [sys.executable, "-m", "senn.cli.main", *fit(tmp_path, "wine"), "--epochs", "5000"]
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith("step "):
-                break
-        process.send_signal(number)
-        if times == 2:  # an impatient user, while the network is being written
-            assert any(line.startswith("training ended") for line in process.stdout)
-            process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 128 + number
+        process, out, errors = command([*fit(tmp_path, "wine"), "--epochs", "5000"])
+        with out, errors:
+            assert any(line.startswith("step ") for line in out)
+            os.kill(process.pid, number)
+            if times == 2:  # an impatient user, while the network is being written
+                assert any(line.startswith("training ended") for line in out)
+                os.kill(process.pid, number)
+            out.read()
+            said = errors.read()
+        process.join(60)
+        assert process.exitcode == 128 + number
         on = f"to resume: senn fit --resume {tmp_path / 'run'}"
-        assert errors == f"senn: interrupted; the best network so far is saved; {on}\n"
+        assert said == f"senn: interrupted; the best network so far is saved; {on}\n"
         assert load(tmp_path / "run").hidden
         assert [path.name for path in tmp_path.iterdir()] == ["run"]
 

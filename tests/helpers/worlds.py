@@ -1,4 +1,4 @@
-"""Functions run in several processes of one `torch.distributed` group."""
+"""Functions run in several processes of one `torch.distributed` group, and the command in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import io
 import multiprocessing
 import os
 import queue
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -74,3 +77,25 @@ def _child(
     except BaseException as error:
         traceback.print_exc()
         answers.put((rank, f"{type(error).__name__}: {error}"))
+
+
+def command(argv: Sequence[str]) -> tuple[BaseProcess, TextIO, TextIO]:
+    """`senn ...` in a process that shares what takes long to import; with its standard output and standard error."""
+    streams = [_context.Pipe(duplex=False) for _ in range(2)]
+    process = _context.Process(target=_command, args=(argv, *(into for _, into in streams)))
+    process.start()
+    for _, into in streams:
+        into.close()
+    out, error = (os.fdopen(os.dup(of.fileno())) for of, _ in streams)
+    return process, out, error
+
+
+def _command(argv: Sequence[str], out: Connection, error: Connection) -> None:
+    from senn.cli.main import main
+
+    os.dup2(out.fileno(), 1)
+    os.dup2(error.fileno(), 2)
+    out.close()
+    error.close()
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    sys.exit(main(argv))
