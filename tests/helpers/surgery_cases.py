@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -78,14 +79,23 @@ CASES: dict[str, Callable[[], nn.Module]] = {
 
 
 def case(name: str, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, DependencyGraph]:
+    """A fresh model, and its graph: names and positions, which hold for every such model."""
+    return _model(name, dtype), _graph(name, dtype)
+
+
+@functools.cache
+def _graph(name: str, dtype: torch.dtype) -> DependencyGraph:
+    return analyze(_model(name, dtype), X.to(dtype))
+
+
+def _model(name: str, dtype: torch.dtype) -> nn.Module:
     torch.manual_seed(3)
     model = CASES[name]()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    model = model.to(dtype)
-    return model, analyze(model, X.to(dtype))
+    return model.to(dtype)
 
 
 def identity_layer(
