@@ -130,7 +130,7 @@ class Grown(Fixed):
     every: int
     window: int
     most: int
-    kappa: float = 0.01
+    kappa: float = 0.003
     scored: int = 512
 
     def __post_init__(self) -> None:

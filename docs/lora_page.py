@@ -83,7 +83,7 @@ def _tests(records: Sequence[Record], table: Table) -> Iterator[str]:
                 rows.append((rank, name, *_cells(own, grown, is_grown=arm == "grown"), len(own)))
     if rows:
         yield (
-            "Nats a character on **test** text, which was looked at once, with these choices and other seeds. "
+            "Nats a character on **test** text, which each run looked at once, with these choices and other seeds. "
             "Differences are paired by seed, mean ± standard error where there are several seeds: **below 0 the grown "
             "adapters are better**.\n"
         )
@@ -110,7 +110,7 @@ def _reached(records: Sequence[Record]) -> str:
         f"The loss of uniform rank {REFERENCE} {verdict} with a quarter of its parameters (difference "
         f"{mean_error(less, sign=True)}). The grown run takes {ratio:.2f} times its processor time: a round costs some "
         "forty steps of this small batch whatever the length of the run, and these runs are short. "
-        f"Seeds compared: {len(both)}; what one seed says is no more than a hint.\n"
+        f"Seeds compared: {len(both)}.\n"
     )
 
 
