@@ -9,12 +9,17 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from senn.data.mapped_arrays import MAPPED_BYTES, empty_array
 from senn.data.split import hold_out
 from senn.training.train_config import TrainConfig
 from senn.training.train_step import Batch
 
 _COPIED_AT_ONCE = 2**24
 """Numbers of inputs up to which the rows of an epoch are put into their order at once, which is faster."""
+
+
+_MAPPED_TYPES = (torch.float32, torch.float64, torch.uint8)
+"""Types of stored inputs that are mapped to a file where they are large."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +44,7 @@ class Rows:
         # Drawn on the CPU, so that all devices take the same rows.
         rows = rows.to(self.x.device)
         weight = None if self.weight is None else self.weight[rows]
-        return Rows(x=self.x[rows], y=self.y[rows], weight=weight)
+        return Rows(x=_selected(self.x, rows), y=self.y[rows], weight=weight)
 
     def spread(self, most: int) -> Rows:
         """Select at most so many rows, evenly spaced, since rows may be sorted by class."""
@@ -92,6 +97,16 @@ class _LaterBatches(Sequence[Batch]):
             return _LaterBatches(self._rows, self._parts[at])
         (batch,) = self._rows.take(self._parts[at]).batches(1)
         return batch
+
+
+def _selected(x: Tensor, rows: Tensor) -> Tensor:
+    """Select rows; in a mapped file where they are many."""
+    size = x[:1].nbytes * len(rows)
+    if size < MAPPED_BYTES or x.device.type != "cpu" or x.dtype not in _MAPPED_TYPES:
+        return x[rows]
+    shape = (len(rows), *x.shape[1:])
+    out = torch.from_numpy(empty_array(shape, x[:0].numpy().dtype))
+    return torch.index_select(x, 0, rows, out=out)
 
 
 @dataclass(frozen=True)

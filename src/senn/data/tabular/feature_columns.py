@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from senn._text import did_you_mean
+from senn.data.mapped_arrays import empty_array
 from senn.data.tabular.category_column import CategoryColumn, most_categories
 from senn.data.tabular.cells import Floats
 from senn.data.tabular.column_kinds import KINDS, fit_column
@@ -146,7 +147,7 @@ def encode_columns(
     used = used_cells(columns, frame)
     ends = np.cumsum([0, *(len(column.features()) for column, _ in used)])
     # Column by column into one array: in float64 beside it, a million rows would need gigabytes more.
-    encoded = np.empty((len(frame), ends[-1]), dtype)
+    encoded = empty_array((len(frame), int(ends[-1])), dtype)
     for (column, cells), start, end in zip(used, ends[:-1], ends[1:], strict=True):
         encoded[:, start:end] = column.encode(cells)
     return encoded
