@@ -8,10 +8,11 @@ ahead by more than two standard errors of the paired difference; the criterion i
 
 Arms:
 
-- `grown`: from one layer of two narrow heads; `senn.Grower` decides when and where.
+- `grown`: from one layer of four heads of 12; `senn.Grower` decides when and where.
 - `fixed 1x48`, `fixed 2x48`, `fixed 1x64`: layers x width of the stream, with four heads. The best one counts.
 - `scratch`: the final size of the grown run of that seed, from the start.
-- `schedule`: heads and feed-forward widths double at a fifth, layers at half of the operations; silent births.
+- `schedule`: from one layer of two heads and 64 feed-forward units; these double at a fifth, layers at half of the
+  operations; silent births.
 - `random`: as above; silent births.
 - `depth KIND`: one layer of full width, which gets a second one at a fifth, as it is told; born silent, stepped or
   plain, or shuffled (random weights of the same scale, silent). What growth could bring if the moment were known: the
@@ -49,8 +50,8 @@ from gpt_model import Block, Config, Text, optimizers
 from grow_gpt import Run, size
 
 BUDGET = 2.5e11
-START = Config(width=48, head_size=12, heads=2, hidden=64, batch=8, looks=4, look_windows=48)
-FULL = replace(START, heads=4, hidden=128)
+FULL = Config(width=48, head_size=12, heads=4, hidden=128, batch=8, look_windows=48)
+SMALL = replace(FULL, heads=2, hidden=64)
 FIXED = {
     "fixed 1x48": FULL,
     "fixed 2x48": replace(FULL, layers=2),
@@ -108,14 +109,14 @@ def places(run: Run) -> list[str]:
 
 def grown(config: Config, text: Text, seed: int, like: Any) -> Run:
     """The run of the example."""
-    run = fresh(replace(START, budget=config.budget), text, seed)
+    run = fresh(replace(FULL, budget=config.budget), text, seed)
     run.run()
     return run
 
 
 def schedule(config: Config, text: Text, seed: int, like: Any) -> Run:
     """Widths, then depth, at fixed moments."""
-    run = fresh(replace(START, budget=config.budget), text, seed)
+    run = fresh(replace(SMALL, budget=config.budget), text, seed)
 
     def look() -> None:
         is_first = run.progress < 0.4
@@ -129,7 +130,7 @@ def schedule(config: Config, text: Text, seed: int, like: Any) -> Run:
 
 def random_places(config: Config, text: Text, seed: int, like: Any) -> Run:
     """As many changes as the grown run made, at the same moments, of places drawn."""
-    run = fresh(replace(START, budget=config.budget), text, seed)
+    run = fresh(replace(FULL, budget=config.budget), text, seed)
     chance = random.Random(seed)
     moments = [float(text.split()[0]) for text in like["growths"]]
     run.run(lambda: change(run, chance.choice(places(run))), moments)
@@ -138,13 +139,13 @@ def random_places(config: Config, text: Text, seed: int, like: Any) -> Run:
 
 def scratch(config: Config, text: Text, seed: int, like: Any) -> Run:
     """The final size of the grown run."""
-    run = fresh(replace(START, budget=config.budget), text, seed)
+    run = fresh(replace(FULL, budget=config.budget), text, seed)
     sizes = [one.split("h/") for one in like["sizes"].split()]
     torch.manual_seed(seed)
     run.model.blocks = torch.nn.ModuleList(
-        Block(replace(START, heads=int(heads), hidden=int(hidden))) for heads, hidden in sizes
+        Block(replace(FULL, heads=int(heads), hidden=int(hidden))) for heads, hidden in sizes
     )
-    run.optimizers, run.flops = optimizers(run.model, START), run.forward_flops()
+    run.optimizers, run.flops = optimizers(run.model, FULL), run.forward_flops()
     run.run(moments=[])
     return run
 
@@ -199,7 +200,7 @@ def measure(
     is_like = arm in ("scratch", "random")
     like = measure(results, text, "grown", budget=budget, seed=seed, about=about) if is_like else {}
     started, clock = time.process_time(), time.perf_counter()
-    run = ARMS[arm](replace(START, budget=budget * BUDGET), text, seed, like)
+    run = ARMS[arm](replace(FULL, budget=budget * BUDGET), text, seed, like)
     spent = run.training + run.looking
     figures = {
         "loss": run.curve[-1][-1],
@@ -237,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = f"python benchmarks/gpt.py {shlex.join(given)}".strip()
     about = {"commit": commit(), "command": command}
     results = Results(arguments.out)
-    text = Text(Path(os.environ["SENN_DATA"]) / "text" / "tinyshakespeare.txt", START.context)
+    text = Text(Path(os.environ["SENN_DATA"]) / "text" / "tinyshakespeare.txt", FULL.context)
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         for budget in arguments.budgets:
             for arm in arguments.arms:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from continual_page import continual
 from equal_flops_page import equal_flops
 from gpt_page import gpt
 from lora_page import lora
@@ -50,6 +51,7 @@ python benchmarks/grown_and_fixed.py --seeds 5 --out grown_and_fixed.json   # fi
 python benchmarks/criteria.py --out criteria.json             # the score against chance and other criteria
 python benchmarks/equal_flops.py --out equal_flops.json       # grown and fixed nets at equal operations
 python benchmarks/lora_ranks.py --test --out lora_ranks.json  # LoRA adapters at equal budgets of parameters
+python benchmarks/continual.py permuted --out continual.json  # streams of data that change; then `classes`
 python benchmarks/gpt.py --seeds 5 --out gpt.json             # a GPT grown while it trains, at equal operations
 ```
 
@@ -247,6 +249,7 @@ def main() -> None:
     parts += equal_flops(stored, is_stored, table)
     parts += lora(stored, is_stored, table)
     parts += gpt(stored, is_stored, table)
+    parts += continual(stored("continual"), table)
     parts += smaller_sizes(stored, table)
     parts += experiments(stored, is_stored, table)
     for section in (mnist, mnist_sizes, cifar_cycles, transfer):

@@ -15,6 +15,7 @@ class Config:
     """Sizes at the start, and how the network is trained.
 
     `budget` counts operations of training and looking, `max_flops` those of a forward pass of one window.
+    `tokens_per_parameter` must be left to train on for a network to grow.
     """
 
     style: str = "llama"
@@ -31,10 +32,17 @@ class Config:
     budget: float = 1.5e12
     max_flops: int | None = None
     decay: float = 0.3
-    looks: int = 4
+    looks: int = 5
     look_windows: int = 64
-    growth_end: float = 0.5
+    growth_start: float = 0.1
+    growth_end: float = 0.3
+    tokens_per_parameter: float = 15.0
     autocast: bool = False
+
+    def most_units(self) -> tuple[int, int]:
+        """Heads and feed-forward units of a block of the usual proportions."""
+        wide = 8 * self.width // 3 if self.style == "llama" else 4 * self.width
+        return max(1, self.width // self.head_size), wide
 
 
 class Attention(nn.Module):

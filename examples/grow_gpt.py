@@ -39,47 +39,74 @@ class ComputePrice(senn.PricePolicy):
     1 + g times fewer tokens; at `rate` nats for each e-fold of operations this costs -rate log(1 - left g / (1 + g)).
     A move's score is what one step brings, of which training makes far more: `first_step` is the fraction.
 
+    That says what is worth most, but not whether the larger network will have been trained enough in the end, since
+    first steps look alike in long and in short runs. So a move needs room as well: as many tokens to come for each
+    parameter as networks profit from (some twenty: Hoffmann et al. 2022, arXiv 2203.15556). And blocks have the usual
+    proportions: once they have these, only more of them are bought.
+
     One unit or head of a place stands for many: where the best one pays, the place is doubled, by the best units that
     are on offer.
 
     Args:
         flops: operations of a forward pass of one window now.
+        parameters: of the network now.
+        context: tokens of a window.
+        budget: operations to come.
         rate: nats by which the loss has lately fallen for each e-fold of operations.
-        left: fraction of the budget to come.
+        left: fraction of all operations that is to come.
         first_step: what one step brings of what training makes of a move.
+        tokens_per_parameter: least number of tokens to come.
+        most: most units of a place, by the end of its name.
     """
 
     layer_cost: float = 1.0
     unit: str = "flops"
     flops: float = 1.0
+    parameters: int = 1
+    context: int = 1
+    budget: float = math.inf
     rate: float = 0.1
     left: float = 1.0
-    first_step: float = 0.1
+    first_step: float = 0.02
+    tokens_per_parameter: float = 0.0
+    most: tuple[tuple[str, int], ...] = ()
 
     def price_of(self, candidate: senn.policies.Candidate) -> float:
         """Nats that the tokens are worth that it costs."""
         growth = max(candidate.flops / self.flops, -0.9)
         return -self.first_step * self.rate * math.log1p(-self.left * growth / (1 + growth))
 
+    def has_room(self, flops, parameters):
+        """Return True if a network that is larger by so much still sees enough tokens."""
+        tokens = self.context * self.budget / (3 * (self.flops + flops))
+        return tokens >= self.tokens_per_parameter * (self.parameters + parameters)
+
     def margin(self, candidate):
-        """What both folds of the look agree on, less its error and the price.
+        """Return what both folds of the look agree on, less its error and the price.
 
         A head has more weights than a look has tokens, so that its step is fitted to noise in part. That makes the
-        held-out gain of a step of full length far too small; the birth will shorten it.
+        held-out gain of a step of full length far too small; the birth will shorten it. For copies of blocks the best
+        length is searched already, and to wait for certainty costs as much as an error.
         """
-        gain = candidate.cross_fold_gain
-        gain = candidate.held_out_gain if math.isnan(gain) else gain
-        noise = self.confidence * candidate.held_out_stderr
+        gain, noise = candidate.cross_fold_gain, self.confidence * candidate.held_out_stderr
+        if candidate.kind == "insert":
+            gain, noise = candidate.held_out_gain, 0.0
         return (gain - noise) / (2 * candidate.loss_per_nat) - self.price_of(candidate)
 
     def choose(self, candidates, accepted):
         """Choose the best place that pays, and then the best units there until it is doubled."""
+        allowed = [
+            one
+            for one in candidates
+            if self.has_room(one.flops, one.parameters)
+            and all(one.width <= units for end, units in self.most if one.place.endswith(end))
+        ]
         if not accepted:
-            return super().choose(candidates, accepted)
+            return super().choose(allowed, accepted)
         first = accepted[0]
         if first.kind != "widen" or len(accepted) >= first.width - 1:
             return None
-        here = [one for one in candidates if (one.kind, one.place) == ("widen", first.place)]
+        here = [one for one in allowed if (one.kind, one.place) == ("widen", first.place)]
         return max(here, key=lambda one: one.held_out_gain, default=None)
 
 
@@ -183,11 +210,32 @@ class Run:
         fall = sum(early) / len(early) - sum(late) / len(late) if early else 1.0
         return max(fall, 0.01) / math.log(2)
 
+    def is_hopeless(self, policy: ComputePrice) -> bool:
+        """Return True where blocks have their usual proportions and there is no room for one more."""
+        most = self.config.most_units()
+        blocks = self.model.blocks
+        if any((b.attention.heads, b.feed.up.out_features) < most for b in blocks):
+            return False
+        stream = torch.zeros(1, self.config.context, self.config.width, device=self.device)
+        return not policy.has_room(forward_flops(blocks[-1], stream), size(blocks[-1]))
+
     def look(self) -> None:
         """Let the grower look at some windows, and add what pays."""
-        self.grower.policy = replace(
-            self.grower.policy, flops=self.flops, rate=self.rate(), left=1 - self.progress
+        heads, hidden = self.config.most_units()
+        policy = replace(
+            self.grower.policy,
+            flops=self.flops,
+            parameters=size(self.model),
+            context=self.config.context,
+            budget=(1 - self.progress) * self.config.budget,
+            rate=self.rate(),
+            left=1 - self.progress,
+            tokens_per_parameter=self.config.tokens_per_parameter,
+            most=(("attention.query", heads), ("feed.up", hidden)),
         )
+        if self.is_hopeless(policy):
+            return
+        self.grower.policy = policy
         events = self.grower.grow([self.text.batch(self.config.look_windows, self.look_generator)])
         self.growths += [f"{self.progress:.2f} {event}" for event in events]
         for event in events:
@@ -207,7 +255,7 @@ class Run:
         """Train; `look` is called at `moments`, fractions of the budget. Returns the validation loss."""
         config, look = self.config, look or self.look
         if moments is None:
-            moments = torch.linspace(0.2, config.growth_end, config.looks).tolist()
+            moments = torch.linspace(config.growth_start, config.growth_end, config.looks).tolist()
         forward = torch.compile(self.model) if config.autocast else self.model
         due, told = [*moments], 0
         while self.progress + 1.5 * self.flops * config.batch / config.budget < 1:
@@ -230,10 +278,11 @@ class Run:
 
 QUICK = {
     "width": 16, "hidden": 16, "head_size": 8, "context": 16, "batch": 4, "budget": 8e8, "looks": 2, "look_windows": 16,
+    "tokens_per_parameter": 0,
 }  # fmt: skip
 FULL = {
     "width": 512, "hidden": 512, "head_size": 64, "context": 512, "batch": 64, "lr": 1e-3, "budget": 5e16,
-    "max_flops": int(3e10), "looks": 16, "look_windows": 32, "autocast": True,
+    "max_flops": int(3e10), "looks": 16, "look_windows": 32, "growth_start": 0.02, "growth_end": 0.5, "autocast": True,
 }  # fmt: skip
 
 

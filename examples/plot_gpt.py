@@ -33,10 +33,19 @@ print(f"{len(text.train):,} characters to train on, {text.vocabulary} different 
 # Growth under a budget of operations
 # -----------------------------------
 # Training and looking end when they have taken 10 billion floating-point operations. A move is priced by its operations
-# for all the tokens to come, at what operations buy just now.
+# for all the tokens to come, at what operations buy just now; and some tokens for each parameter must be left, few here
+# since the run takes seconds.
 
 config = Config(
-    width=32, head_size=8, hidden=32, context=32, batch=8, budget=1e10, looks=3, look_windows=48
+    width=32,
+    head_size=8,
+    hidden=32,
+    context=32,
+    batch=8,
+    budget=1e10,
+    looks=3,
+    look_windows=48,
+    tokens_per_parameter=4,
 )
 run = Run(config, text)
 run.run()
