@@ -1,7 +1,7 @@
 """A GPT that is grown while it trains: heads, feed-forward widths and layers come where they pay.
 
-It begins with one layer and narrow heads. From time to time `senn.Grower` looks at some windows of the text, and adds
-what promises more than its operations, for all the tokens to come, could buy by training the network as it is.
+It begins with one layer and narrow heads. Early on, `senn.Grower` looks at some windows of the text from time to time, and
+adds what has a gain, as long as enough tokens are left in the budget to train the larger network on.
 
     python examples/grow_gpt.py                            # tinyshakespeare, characters; SENN_DATA/text or --data FILE
     python examples/grow_gpt.py --data FOLDER              # any folder of text, by bytes
@@ -28,53 +28,42 @@ from torch.utils.flop_counter import flop_registry
 import senn
 from senn.flops import forward_flops
 
-# -- when a move pays
+# -- when a network grows
 
 
 @dataclass(frozen=True)
-class ComputePrice(senn.PricePolicy):
-    """Price of a move: its operations a token times the tokens to come, at what operations buy just now.
+class RoomPolicy(senn.PricePolicy):
+    """Buys what has a gain, as long as the larger network will still see enough tokens.
 
-    With a fraction `left` of the budget to come and a network that takes 1 + g times as many operations, training sees
-    1 + g times fewer tokens; at `rate` nats for each e-fold of operations this costs -rate log(1 - left g / (1 + g)).
-    A move's score is what one step brings, of which training makes far more: `first_step` is the fraction.
+    A move costs its operations a token times the tokens to come: of a fixed budget the fewer tokens are left, the
+    larger the network is. First steps look alike in long and in short runs and can't tell whether that pays in the end.
+    So each parameter must have as many tokens to come as networks profit from (some twenty: Hoffmann et al. 2022, arXiv
+    2203.15556), and the score says where. Blocks have the usual proportions: once they have these, only more of them
+    are bought.
 
-    That says what is worth most, but not whether the larger network will have been trained enough in the end, since
-    first steps look alike in long and in short runs. So a move needs room as well: as many tokens to come for each
-    parameter as networks profit from (some twenty: Hoffmann et al. 2022, arXiv 2203.15556). And blocks have the usual
-    proportions: once they have these, only more of them are bought.
-
-    One unit or head of a place stands for many: where the best one pays, the place is doubled, by the best units that
-    are on offer.
+    One unit or head of a place stands for many: where the best one has a gain, the place is doubled, by the best units
+    that are on offer.
 
     Args:
         flops: operations of a forward pass of one window now.
         parameters: of the network now.
         context: tokens of a window.
         budget: operations to come.
-        rate: nats by which the loss has lately fallen for each e-fold of operations.
-        left: fraction of all operations that is to come.
-        first_step: what one step brings of what training makes of a move.
         tokens_per_parameter: least number of tokens to come.
         most: most units of a place, by the end of its name.
     """
 
-    layer_cost: float = 1.0
     unit: str = "flops"
     flops: float = 1.0
     parameters: int = 1
     context: int = 1
     budget: float = math.inf
-    rate: float = 0.1
-    left: float = 1.0
-    first_step: float = 0.02
     tokens_per_parameter: float = 0.0
     most: tuple[tuple[str, int], ...] = ()
 
     def price_of(self, candidate: senn.policies.Candidate) -> float:
-        """Nats that the tokens are worth that it costs."""
-        growth = max(candidate.flops / self.flops, -0.9)
-        return -self.first_step * self.rate * math.log1p(-self.left * growth / (1 + growth))
+        """Return nothing: what a move costs is asked by its room."""
+        return 0.0
 
     def has_room(self, flops, parameters):
         """Return True if a network that is larger by so much still sees enough tokens."""
@@ -82,7 +71,7 @@ class ComputePrice(senn.PricePolicy):
         return tokens >= self.tokens_per_parameter * (self.parameters + parameters)
 
     def margin(self, candidate):
-        """Return what both folds of the look agree on, less its error and the price.
+        """Return what both folds of the look agree on, less its error.
 
         A head has more weights than a look has tokens, so that its step is fitted to noise in part. That makes the
         held-out gain of a step of full length far too small; the birth will shorten it. For copies of blocks the best
@@ -91,7 +80,7 @@ class ComputePrice(senn.PricePolicy):
         gain, noise = candidate.cross_fold_gain, self.confidence * candidate.held_out_stderr
         if candidate.kind == "insert":
             gain, noise = candidate.held_out_gain, 0.0
-        return (gain - noise) / (2 * candidate.loss_per_nat) - self.price_of(candidate)
+        return (gain - noise) / (2 * candidate.loss_per_nat)
 
     def choose(self, candidates, accepted):
         """Choose the best place that pays, and then the best units there until it is doubled."""
@@ -151,7 +140,7 @@ class Run:
             self.model,
             self.optimizers,
             loss,
-            policy=ComputePrice(),
+            policy=RoomPolicy(),
             samples=len(text.train),
             max_flops=config.max_flops,
             moves=("width", "depth"),
@@ -200,17 +189,7 @@ class Run:
         self.training += 3 * self.flops * self.config.batch
         self.history.append((self.training + self.looking, float(value.detach())))
 
-    def rate(self) -> float:
-        """Nats by which the loss has fallen over the last half of the operations, for an e-fold of them."""
-        spent = self.history[-1][0]
-        late, early = (
-            [value for at, value in self.history if 0.8 * end < at <= end]
-            for end in (spent, spent / 2)
-        )
-        fall = sum(early) / len(early) - sum(late) / len(late) if early else 1.0
-        return max(fall, 0.01) / math.log(2)
-
-    def is_hopeless(self, policy: ComputePrice) -> bool:
+    def is_hopeless(self, policy: RoomPolicy) -> bool:
         """Return True where blocks have their usual proportions and there is no room for one more."""
         most = self.config.most_units()
         blocks = self.model.blocks
@@ -228,8 +207,6 @@ class Run:
             parameters=size(self.model),
             context=self.config.context,
             budget=(1 - self.progress) * self.config.budget,
-            rate=self.rate(),
-            left=1 - self.progress,
             tokens_per_parameter=self.config.tokens_per_parameter,
             most=(("attention.query", heads), ("feed.up", hidden)),
         )

@@ -1,8 +1,8 @@
 """A GPT that grows while it trains.
 
 A decoder of characters begins with one layer of two narrow heads. While it learns, senn looks at some windows of its
-text from time to time, and adds heads, feed-forward units or a layer where that promises more than the same operations
-would bring by going on as it is.
+text from time to time, and adds heads, feed-forward units or a layer where that has a gain, as long as enough tokens are
+left to train the larger network on.
 """
 
 # %%
@@ -32,9 +32,8 @@ print(f"{len(text.train):,} characters to train on, {text.vocabulary} different 
 # %%
 # Growth under a budget of operations
 # -----------------------------------
-# Training and looking end when they have taken 10 billion floating-point operations. A move is priced by its operations
-# for all the tokens to come, at what operations buy just now; and some tokens for each parameter must be left, few here
-# since the run takes seconds.
+# Training and looking end when they have taken 10 billion floating-point operations. Of a fixed budget a larger network
+# sees fewer tokens: it grows only where some of them are left for each parameter, few here since the run takes seconds.
 
 config = Config(
     width=32,
