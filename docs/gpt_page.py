@@ -41,7 +41,7 @@ def gpt(stored: Callable[[str], Any], exists: Callable[[str], bool], table: Tabl
         "A decoder of characters (rotary positions, RMSNorm, SwiGLU) on Shakespeare's plays, windows of 64, batches of "
         "8, AdamW at a constant rate with a decay over the last three tenths. All arms of a budget have the same "
         "operations, looks included. The grown runs begin with one layer of four heads of 12 and 128 feed-forward "
-        "units; a layer is added where its score shows a gain, if each parameter still sees fifteen tokens. "
+        "units; the block with the best score is copied if each parameter then still sees fifteen tokens. "
         "Fixed sizes are named by layers and width of the stream, and have four heads. Nats a character on 256 "
         "validation windows; differences are paired by seed, **below 0 the grown net is better**. Mean ± standard "
         "error where there are several seeds. "

@@ -33,16 +33,17 @@ from senn.flops import forward_flops
 
 @dataclass(frozen=True)
 class RoomPolicy(senn.PricePolicy):
-    """Buys what has a gain, as long as the larger network will still see enough tokens.
+    """Buys where the score says, as long as the larger network will still see enough tokens.
 
     A move costs its operations a token times the tokens to come: of a fixed budget the fewer tokens are left, the
     larger the network is. First steps look alike in long and in short runs and can't tell whether that pays in the end.
     So each parameter must have as many tokens to come as networks profit from (some twenty: Hoffmann et al. 2022, arXiv
-    2203.15556), and the score says where. Blocks have the usual proportions: once they have these, only more of them
-    are bought.
+    2203.15556).
 
-    One unit or head of a place stands for many: where the best one has a gain, the place is doubled, by the best units
-    that are on offer.
+    Blocks have the usual proportions. Short of these, one unit or head stands for many: where the best one has a clear
+    gain, its place is doubled, by the best units on offer. Else the block is copied whose copy has the largest gain,
+    clear or not: the first step of a copy brings a thousandth of a nat, and training makes hundredths of it, which no
+    look of a few windows can tell from nothing.
 
     Args:
         flops: operations of a forward pass of one window now.
@@ -75,15 +76,14 @@ class RoomPolicy(senn.PricePolicy):
 
         A head has more weights than a look has tokens, so that its step is fitted to noise in part. That makes the
         held-out gain of a step of full length far too small; the birth will shorten it. For copies of blocks the best
-        length is searched already, and to wait for certainty costs as much as an error.
+        length is searched already.
         """
-        gain, noise = candidate.cross_fold_gain, self.confidence * candidate.held_out_stderr
-        if candidate.kind == "insert":
-            gain, noise = candidate.held_out_gain, 0.0
-        return (gain - noise) / (2 * candidate.loss_per_nat)
+        gain = candidate.cross_fold_gain
+        gain = candidate.held_out_gain if math.isnan(gain) else gain
+        return (gain - self.confidence * candidate.held_out_stderr) / (2 * candidate.loss_per_nat)
 
     def choose(self, candidates, accepted):
-        """Choose the best place that pays, and then the best units there until it is doubled."""
+        """Choose the best place, and then the best units there until it is doubled."""
         allowed = [
             one
             for one in candidates
@@ -91,7 +91,9 @@ class RoomPolicy(senn.PricePolicy):
             and all(one.width <= units for end, units in self.most if one.place.endswith(end))
         ]
         if not accepted:
-            return super().choose(allowed, accepted)
+            copies = [one for one in allowed if one.kind == "insert"]
+            best_copy = max(copies, key=lambda one: one.held_out_gain, default=None)
+            return super().choose(allowed, accepted) or best_copy
         first = accepted[0]
         if first.kind != "widen" or len(accepted) >= first.width - 1:
             return None
@@ -189,14 +191,17 @@ class Run:
         self.training += 3 * self.flops * self.config.batch
         self.history.append((self.training + self.looking, float(value.detach())))
 
-    def is_hopeless(self, policy: RoomPolicy) -> bool:
-        """Return True where blocks have their usual proportions and there is no room for one more."""
-        most = self.config.most_units()
-        blocks = self.model.blocks
-        if any((b.attention.heads, b.feed.up.out_features) < most for b in blocks):
-            return False
+    def moves(self, policy: RoomPolicy) -> tuple[str, ...]:
+        """Return what there is room for: units and heads short of the usual proportions, another block."""
+        heads, hidden = self.config.most_units()
+        block = self.model.blocks[-1]
         stream = torch.zeros(1, self.config.context, self.config.width, device=self.device)
-        return not policy.has_room(forward_flops(blocks[-1], stream), size(blocks[-1]))
+        fits = policy.has_room(forward_flops(block, stream), size(block))
+        is_short = any(
+            one.attention.heads < heads or one.feed.up.out_features < hidden
+            for one in self.model.blocks
+        )
+        return ("width",) * is_short + ("depth",) * fits
 
     def look(self) -> None:
         """Let the grower look at some windows, and add what pays."""
@@ -210,10 +215,12 @@ class Run:
             tokens_per_parameter=self.config.tokens_per_parameter,
             most=(("attention.query", heads), ("feed.up", hidden)),
         )
-        if self.is_hopeless(policy):
+        moves = self.moves(policy)
+        if not moves:
             return
         self.grower.policy = policy
-        events = self.grower.grow([self.text.batch(self.config.look_windows, self.look_generator)])
+        windows = self.text.batch(self.config.look_windows, self.look_generator)
+        events = self.grower.grow([windows], moves)
         self.growths += [f"{self.progress:.2f} {event}" for event in events]
         for event in events:
             print(f"{self.progress:4.0%} step {self.steps}: {event}", flush=True)

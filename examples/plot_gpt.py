@@ -1,8 +1,8 @@
 """A GPT that grows while it trains.
 
 A decoder of characters begins with one layer of two narrow heads. While it learns, senn looks at some windows of its
-text from time to time, and adds heads, feed-forward units or a layer where that has a gain, as long as enough tokens are
-left to train the larger network on.
+text from time to time, and adds heads, feed-forward units or a layer, as long as enough tokens are left to train the
+larger network on.
 """
 
 # %%
