@@ -1,7 +1,7 @@
 """A GPT that is grown while it trains: heads, feed-forward widths and layers come where they pay.
 
-It begins with one layer and narrow heads. Early on, `senn.Grower` looks at some windows of the text from time to time, and
-adds what has a gain, as long as enough tokens are left in the budget to train the larger network on.
+It begins with one layer and narrow heads. Early on, `senn.Grower` looks at some windows of the text from time to time,
+and adds units, heads and layers where its score says, as long as enough tokens are left to train the larger network on.
 
     python examples/grow_gpt.py                            # tinyshakespeare, characters; SENN_DATA/text or --data FILE
     python examples/grow_gpt.py --data FOLDER              # any folder of text, by bytes
