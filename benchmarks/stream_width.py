@@ -1,10 +1,12 @@
 """Is there a first-order gain in wider residual streams, behind norms?
 
-A unit that a norm must not notice enters it as zeros, so that the columns that read it have no gradient, and no round
-can choose it. Hypothesis: born the other way round, with random columns that read it and silent rows that write it, it
-changes nothing at the birth, and the gradient of the rows promises as much for its operations as that of feed-forward
-units, which are born with random rows and silent columns. Control: feed-forward units of that kind. It is refuted where
-a gradient step of the best length on held-out windows brings less than half as much for each operation.
+A unit that a norm must not notice enters it as zeros, so that the columns that read it have no gradient. Rounds choose
+such units by the rows that write them (`CandidateConfig.stream_units`); here it is measured, without any of senn's
+scores, whether that can pay. Hypothesis: born the other way round, with random columns that read it and silent rows
+that write it, it changes nothing at the birth, and the gradient of the rows promises as much for its operations as that
+of feed-forward units, which are born with random rows and silent columns. Control: feed-forward units of that kind. It
+is refuted where a gradient step of the best length on held-out windows brings less than half as much for each
+operation.
 
     SENN_DATA=DIR python benchmarks/stream_width.py --out benchmarks/results/stream_width.json
 """

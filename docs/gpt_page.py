@@ -167,7 +167,7 @@ def _best_fixed(records: Sequence[Record], budget: float) -> str:
 
 
 def _streams(records: Sequence[Record], table: Table) -> Iterator[str]:
-    """What units of the residual stream would bring, which no round can choose."""
+    """What units of the residual stream would bring."""
     rows = []
     for kind, units in dict.fromkeys((one["kind"], one["units"]) for one in records):
         own = [one for one in records if (one["kind"], one["units"]) == (kind, units)]
@@ -176,8 +176,9 @@ def _streams(records: Sequence[Record], table: Table) -> Iterator[str]:
         rows.append((f"{units} {kind}", more, mean_error(worth), len(own)))
     yield (
         "`python benchmarks/stream_width.py --out benchmarks/results/stream_width.json`: units of the residual stream, "
-        "behind norms, are never chosen today. Born with random columns that read them and silent rows that write "
-        "them, they would have a gradient. Decrease on held-out windows by one gradient step of the best length, in "
-        "nats for each hundredth of the operations, beside feed-forward units that are born as ever:\n"
+        "behind norms, are chosen by the rows that write them, where `CandidateConfig(stream_units=...)` asks for it. "
+        "Born with random columns that read them and silent rows that write them, they have a gradient. Decrease on "
+        "held-out windows by one gradient step of the best length, in nats for each hundredth of the operations, "
+        "beside feed-forward units that are born as ever:\n"
     )
     yield table(("units", "operations", "decrease", "seeds"), rows) + "\n"

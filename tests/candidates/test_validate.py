@@ -37,6 +37,7 @@ BEYOND: dict[str, dict[str, tuple[Any, ...]]] = {
         "copy_fraction": (-1e-9, 1.0001),
         "data_direction_fraction": (-0.1, 7.0),
         "residual_units": (-1, 1.5),
+        "stream_units": (-1, 0.5),
         "identity_bases": (-2,),
         "ascent_steps": (-3,),
         "ascent_step_size": (0.0, -1.0),

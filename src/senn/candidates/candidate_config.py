@@ -38,6 +38,10 @@ class CandidateConfig:
         ascent_step_size: length of the first step, relative to the norm of a unit's incoming parameters; adapted later.
         new_blocks: weights inside a block that is added after a residual one: `copied`, those of that block; or
             `shuffled`, the same numbers in random order, a random block of the same scale.
+        stream_units: candidate units of each residual stream behind norms (of transformers), with random columns that
+            read them and silent rows that write them, 16 for instance. They are scored by a further pass forwards and
+            two backwards, through a wider copy of the model, as much again as scoring takes without; so 0, none, unless
+            asked for.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
             `senn.nn.activations.ACTIVATIONS`; None for the one that the model uses nearby.
 
@@ -65,6 +69,7 @@ class CandidateConfig:
     ascent_steps: int = 0
     ascent_step_size: float = 0.1
     new_blocks: Literal["copied", "shuffled"] = "copied"
+    stream_units: int = 0
     activation: str | None = None
     initializer: Initializer | None = None
 
@@ -78,6 +83,7 @@ class CandidateConfig:
         "ascent_steps": whole(low=0),
         "ascent_step_size": positive(),
         "new_blocks": one_of("copied", "shuffled"),
+        "stream_units": whole(low=0),
         "activation": activation_name().or_none(),
         "initializer": initializer_rule().or_none(),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from senn.candidates.new_layers import Layer
+from senn.candidates.stream_units import StreamUnits
 from senn.surgery import Append, Widen
 
 
@@ -21,12 +22,18 @@ class CandidateSet:
         repeats: by residual block, the move that would put a function-preserving copy after it.
         outgoing: by channel group and map that reads it, the weights with which an initializer wants its candidate
             units born, (m, units * p) with p columns a unit, side by side.
+        streams: by channel group behind norms, its candidate units.
     """
 
     widen: Mapping[str, Widen] = field(default_factory=dict)
     layers: Mapping[str, tuple[Layer, ...]] = field(default_factory=dict)
     repeats: Mapping[str, Append] = field(default_factory=dict)
     outgoing: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    streams: Mapping[str, StreamUnits] = field(default_factory=dict)
+
+    def of_group(self, name: str) -> Widen:
+        """Return the move that would add all candidate units of a channel group."""
+        return self.streams[name].move if name in self.streams else self.widen[name]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

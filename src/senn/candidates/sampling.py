@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from senn import pytree
 from senn.candidates.candidate_config import CandidateConfig
 from senn.candidates.candidate_set import CandidateSet, LayerActivations
 from senn.candidates.initialization import (
@@ -18,7 +19,8 @@ from senn.candidates.initialization import (
 )
 from senn.candidates.new_layers import Layer, same_size_kernel
 from senn.candidates.places import FittedSamples, Gradients, gradient_reader
-from senn.candidates.recorded_samples import RecordedSamples
+from senn.candidates.recorded_samples import SCALE_SAMPLES, RecordedSamples
+from senn.candidates.stream_units import sample_stream_units
 from senn.graph import (
     ChannelGroup,
     DependencyGraph,
@@ -156,9 +158,17 @@ def sample_candidates(
     sampled = _sample_groups(context) if "width" in moves else {}
     widen = {name: move for name, (move, _) in sampled.items()}
     outgoing = {name: wanted for name, (_, wanted) in sampled.items() if wanted}
-    if "depth" not in moves:
-        return CandidateSet(widen, outgoing=outgoing)
-    return CandidateSet(widen, _sample_layers(context), _block_copies(context), outgoing)
+    layers, repeats = {}, {}
+    if "depth" in moves:
+        layers, repeats = _sample_layers(context), _block_copies(context)
+    streams = {}
+    if "width" in moves:  # last: what is drawn for the others doesn't depend on it
+        few = None if whole else pytree.head(inputs, SCALE_SAMPLES)
+        given = (model, graph, maps)
+        streams = sample_stream_units(
+            *given, units=config.stream_units, generator=generator, inputs=few, output=output
+        )
+    return CandidateSet(widen, layers, repeats, outgoing, streams)
 
 
 def _sample_groups(context: SamplingContext) -> dict[str, tuple[Widen, dict[str, Tensor]]]:
@@ -175,7 +185,7 @@ def _sample_groups(context: SamplingContext) -> dict[str, tuple[Widen, dict[str,
             locations=_locations(context, group),
         )
         for group in context.graph.groups
-        # Units behind a norm that mixes units must start at zero, where their gain can't be seen.
+        # Behind a norm that mixes units they are of another kind (`stream_units`).
         if not group.norms and any(dim.map in context.maps for dim in group.dims_of("consumer"))
     }
 

@@ -13,12 +13,12 @@ MANY_PLACES = 4
 
 
 def left_alone(norm: Norm) -> str:
-    """Return why a grower doesn't buy units of a group behind a norm."""
+    """Return why a grower doesn't buy units of a group behind a norm unless it is asked to."""
     start = "as the mean of the others" if norm.kind == "layer" else "as zeros"
     where = norm.module or "the model's own forward"
     return (
         f"new units enter {where}, which normalizes over them, {start}, and leave it as zeros: their columns have no "
-        "gradient, so no gain can be promised (senn.surgery widens it)"
+        "gradient. CandidateConfig(stream_units=16) has a grower choose them by the rows that write them"
     )
 
 

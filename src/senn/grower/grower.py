@@ -316,10 +316,10 @@ class Grower(OutputGrowth):
             return
         with self.communicator.fail_together("observe a batch"):
             # Only now: an analysis needs inputs, and `import senn` and a constructor should cost nothing.
-            found = analyzed(self.model, self._examples, self.ignore, self.moves, self._untrained)
+            given = (self.model, self._examples, self.ignore, self.moves, self._untrained)
+            found = analyzed(*given, streams=self.candidate_config.stream_units > 0)
             found = found.without(self._failed)
-        known = self._graph
-        if known is None or found.changeable != known.changeable:
+        if self._graph is None or found.changeable != self._graph.changeable:
             # What was observed may belong to places that can't change after all.
             self._graph, self._session = found, None
 

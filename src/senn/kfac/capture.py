@@ -32,7 +32,7 @@ from senn.kfac.live_locations import live_gradients, live_rows
 from senn.kfac.live_outputs import live_outputs
 from senn.kfac.loss_metric import LossMetric
 from senn.kfac.pseudo_grad import Among, draw_pseudo_grad
-from senn.kfac.recorder import LinearCall, forward, grad_at, record_linear_calls
+from senn.kfac.recorder import LinearCall, Tables, forward, grad_at, record_linear_calls
 from senn.preserve import preserve_model_state
 from senn.pytree import Inputs, Output, Targets
 
@@ -50,6 +50,7 @@ def capture(
     layouts: Mapping[str, BatchLayout] | None = None,
     blocks: Sequence[str] = (),
     among: Among | None = None,
+    tables: Tables | None = None,
 ) -> LayerStatistics:
     """Collect the rows of linear maps on one batch.
 
@@ -65,6 +66,7 @@ def capture(
         layouts: where samples are in the maps' tensors (`infer_batch_layouts`); None if first dimensions count samples.
         blocks: names of residual blocks whose calls are collected too.
         among: which samples of a larger batch these are (`LossMetric.pseudo_grad`).
+        tables: those of the names that are tables.
 
     Returns:
         The statistics; rows are in the dtype of the activations, float32 at least.
@@ -76,7 +78,10 @@ def capture(
     if not names:
         raise UnsupportedError("the model has no linear map whose inputs could be read")
     with torch.enable_grad(), preserve_model_state(model):
-        with record_linear_calls(model, names) as seen, _running(model, blocks) as runs:
+        with (
+            record_linear_calls(model, names, tables=tables) as seen,
+            _running(model, blocks) as runs,
+        ):
             output = forward(model, inputs, find)
         _check_reached(names, seen)
         y = output.detach()
@@ -187,17 +192,13 @@ def _block_calls(
     pseudo_grad: Sequence[Tensor],
     live: Sequence[Tensor | None],
 ) -> dict[str, BlockCall]:
-    found = {}
     of_runs = zip(runs.items(), output_grad, pseudo_grad, live, strict=True)
-    for (name, run), gradient, signs, numbers in of_runs:
-        found[name] = BlockCall(
-            args=run.args,
-            kwargs=run.kwargs,
-            output_grad=gradient,
-            pseudo_grad=signs,
-            live=numbers,
+    return {
+        name: BlockCall(
+            args=run.args, kwargs=run.kwargs, output_grad=gradient, pseudo_grad=signs, live=numbers
         )
-    return found
+        for (name, run), gradient, signs, numbers in of_runs
+    }
 
 
 def _check_reached(names: Sequence[str], seen: Mapping[str, object]) -> None:

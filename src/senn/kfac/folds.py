@@ -69,7 +69,7 @@ class Fold:
             locations: the most that a sample has; None where all have as many.
         """
         locations = round(found.locations) if locations is None else locations
-        kept = samples.first(Fold.max_kept(locations, len(found.cross_cov)))
+        kept = samples.first(Fold.max_kept(locations, samples.width))
         return cls(factors=found, samples=kept, locations=locations)
 
     @staticmethod
@@ -98,7 +98,7 @@ class Fold:
         total = self._summed(other)
         locations = max(self.locations, other.locations)
         # the first samples are kept, not a random choice: one pass over the data, and the same on any number of ranks
-        most = Fold.max_kept(locations, len(total.cross_cov))
+        most = Fold.max_kept(locations, self.samples.width)
         if self.n_kept >= most:
             return replace(self, factors=total, locations=locations)
         both = joined(self.samples, other.samples)

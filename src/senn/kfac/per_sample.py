@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from senn.kfac.transposed_samples import TransposedSamples
+
 Kind = Literal["pseudo_grad", "output_grad"]
 
 MANY_NUMBERS = 1 << 13
@@ -47,6 +49,11 @@ class PerSampleFactors:
 
     def __len__(self) -> int:
         return len(self.a) // self.locations
+
+    @property
+    def width(self) -> int:
+        """Number of outputs."""
+        return self.pseudo_grad.shape[1]
 
     def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
         """Concatenate two sets of samples of the same map."""
@@ -206,6 +213,11 @@ class PerSampleGrads:
     def __len__(self) -> int:
         return len(self.pseudo_grad)
 
+    @property
+    def width(self) -> int:
+        """Number of outputs."""
+        return self.pseudo_grad.shape[1]
+
     def __add__(self, other: PerSampleGrads) -> PerSampleGrads:
         """Concatenate two sets of samples of the same map."""
         weighted = self.weight is not None or other.weight is not None
@@ -299,12 +311,16 @@ class PerSampleGrads:
         return (self.pseudo_grad[..., : step.shape[1]].double() * step).sum((1, 2))
 
 
-Samples = PerSampleFactors | PerSampleGrads
+Samples = PerSampleFactors | PerSampleGrads | TransposedSamples
 """Some samples of one map, kept one by one."""
 
 
 def joined(one: Samples, other: Samples) -> Samples:
     """Concatenate two sets of samples of the same map, in whatever form each is kept."""
+    if isinstance(one, TransposedSamples) or isinstance(other, TransposedSamples):
+        assert isinstance(one, TransposedSamples)
+        assert isinstance(other, TransposedSamples)
+        return one + other
     if isinstance(one, PerSampleFactors) and isinstance(other, PerSampleFactors):
         return one + other
     sums = [x.as_grads() if isinstance(x, PerSampleFactors) else x for x in (one, other)]

@@ -48,6 +48,20 @@ class LinearCall:
     z: Tensor | None
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Tables whose rows are looked up, embeddings of tokens or positions, to be recorded beside linear maps.
+
+    Attributes:
+        shared: by the table's full name, True if all samples look up the same rows (positions). What comes out is then
+            repeated for each sample, so that each has a gradient of its own there.
+        samples: number of samples.
+    """
+
+    shared: Mapping[str, bool]
+    samples: int
+
+
 def tensor_name(map_name: str, model: nn.Module) -> str:
     """Find the full name of a map's weight.
 
@@ -66,9 +80,11 @@ def tensor_name(map_name: str, model: nn.Module) -> str:
 class CallRecorder(TorchFunctionMode):
     """Function mode that collects the calls of named maps, in order."""
 
-    def __init__(self, model: nn.Module, names: Sequence[str], outputs: bool) -> None:
+    def __init__(
+        self, model: nn.Module, names: Sequence[str], outputs: bool, tables: Tables | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.outputs = model, outputs
+        self.model, self.outputs, self.tables = model, outputs, tables
         self.full = {name: tensor_name(name, model) for name in names}
         self.seen: dict[str, list[LinearCall]] = {}
         self._known: dict[int, tuple[str, Tensor]] | None = None
@@ -86,11 +102,14 @@ class CallRecorder(TorchFunctionMode):
             with self:
                 return _ATTENTION(*args, **kwargs)
         result = func(*args, **kwargs)
+        look_up = None if self.tables is None else _LOOKUPS.get(func)
+        if look_up is not None:
+            return self._keep_rows(result, *look_up(*args, **kwargs))
         read = _CALLS.get(func)
         if read is not None and isinstance(result, Tensor):
             found = read(*args, **kwargs)
             name = None if found is None else self._match(found[1], square=found[2] is None)
-            if found is not None and name is not None:
+            if found is not None and name is not None and not self._is_table(name):
                 return self._keep(name, result, *found)
         return result
 
@@ -112,6 +131,23 @@ class CallRecorder(TorchFunctionMode):
         )
         return name if same or flipped else None
 
+    def _is_table(self, name: str) -> bool:
+        return self.tables is not None and name in self.tables.shared
+
+    def _keep_rows(self, z: Any, weight: Any, index: Any) -> Any:
+        """Keep what is looked up in a table, with the numbers of its rows as input, (..., 1)."""
+        name = self._match(weight, square=False)
+        if name is None or not self._is_table(name) or not isinstance(z, Tensor):
+            return z
+        assert self.tables is not None
+        rows = torch.arange(len(weight), device=z.device)[index]
+        if z.shape[:-1] != rows.shape:  # a part of each row
+            return z
+        if self.tables.shared[name]:
+            z = z.expand(self.tables.samples, *z.shape[-2:])
+            rows = rows.expand(self.tables.samples, rows.shape[-1])
+        return self._keep(name, z, rows[..., None], weight, None, None)
+
     def _keep(
         self,
         name: str,
@@ -121,7 +157,9 @@ class CallRecorder(TorchFunctionMode):
         kernel: Kernel | None,
         bias: Tensor | None,
     ) -> Tensor:
-        edge = get_gradient_edge(z) if z.requires_grad else None
+        # a view of a parameter requires gradients without a graph, too
+        has_graph = z.requires_grad and z.grad_fn is not None
+        edge = get_gradient_edge(z) if has_graph else None
         copy = z.detach().clone() if self.outputs else None
         self.seen.setdefault(name, []).append(
             LinearCall(x=x, shape=z.shape, kernel=kernel, bias=bias, edge=edge, z=copy)
@@ -219,6 +257,20 @@ _CALLS: dict[Any, Callable[..., Found | None]] = {
     **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product),
 }
 
+
+def _embedding(input: Tensor, weight: Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+    return weight, input
+
+
+def _item(table: Any, index: Any) -> tuple[Any, Any]:
+    return table, index
+
+
+_LOOKUPS: dict[Any, Callable[..., tuple[Any, Any]]] = {
+    F.embedding: _embedding,
+    Tensor.__getitem__: _item,
+}
+
 # The code of torch.nn.functional.multi_head_attention_forward, run again with a `has_torch_function` that says no. Else
 # it hands itself over to the mode as a whole, and the projections inside aren't seen. It is torch's own code object, so
 # it changes with torch; tests/kfac/test_recorder.py compares what it records with the layers of attention.
@@ -236,7 +288,11 @@ def _find(model: nn.Module, full: str) -> Tensor:
 
 @contextmanager
 def record_linear_calls(
-    model: nn.Module, names: Sequence[str], *, outputs: bool = False
+    model: nn.Module,
+    names: Sequence[str],
+    *,
+    outputs: bool = False,
+    tables: Tables | None = None,
 ) -> Iterator[dict[str, list[LinearCall]]]:
     """Record the calls of linear maps during the forward passes inside.
 
@@ -244,11 +300,12 @@ def record_linear_calls(
         model: any module.
         names: linear maps: the module's name where the weight is its `weight`, else the parameter's full name.
         outputs: True to keep copies of the outputs as well.
+        tables: those of the names that are tables; their inputs are the numbers of the rows, (..., 1).
 
     Yields:
         The calls of each map, in order; filled while passes run.
     """
-    with CallRecorder(model, names, outputs) as reader:
+    with CallRecorder(model, names, outputs, tables) as reader:
         yield reader.seen
 
 

@@ -55,7 +55,11 @@ def prediction(gains: LayerGains, columns: Tensor) -> Tensor:
 
 def unit_steps(pool: CandidatePool, name: str, columns: Tensor) -> list[Tensor]:
     """Joint step of new columns of a map, and that of its existing ones, from the map's account."""
-    gains = pool.layer_gains[name]
+    return unit_steps_of(pool.layer_gains[name], columns)
+
+
+def unit_steps_of(gains: LayerGains, columns: Tensor) -> list[Tensor]:
+    """Joint step of new columns (p,) of a map, and that of its existing ones, from its gains."""
     step, _ = joint_step(gains, columns)
     return [step, -step @ prediction(gains, columns).mT]
 

@@ -15,13 +15,14 @@ from senn.graph import DependencyGraph, Refusal, ResidualBlock
 from senn.graph.trained_places import without_untrained
 from senn.policies import BirthKind, Candidate, Policy, price_of
 from senn.pytree import Inputs
-from senn.scoring.birth_steps import ParameterEntries, birth_steps
+from senn.scoring.birth_steps import ParameterEntries
 from senn.scoring.births import Birth
 from senn.scoring.gradient_moments import gradient_moments
 from senn.scoring.pool import CandidatePool
 from senn.scoring.rank_checks import agree_on_weights
 from senn.scoring.scoring_session import ScoringSession
 from senn.scoring.selection import with_removals
+from senn.scoring.stream_births import ablated_entries, all_birth_steps
 from senn.scoring.validation_samples import ValidationSamples, check_rise
 from senn.surgery import Append, Move, Prune, Receipt, make_plain, transaction
 from senn.surgery.moves import place_of, tensors_of
@@ -214,12 +215,16 @@ class RoundToApply:
                 if graph is None:  # something was inserted, which index arithmetic can't follow
                     graph = analyze(model, [*self.examples], ignore=self.ignore)
                     graph = without_untrained(graph, untrained(self.optimizer, model))
-                steps = birth_steps(self.pool, receipt)
+                steps = all_birth_steps(self.pool, receipt)
                 birth = Birth(
                     model=model,
                     steps=steps,
                     communicator=communicator,
-                    groups=receipt.new_positions,
+                    groups={
+                        name: positions
+                        for name, positions in receipt.new_positions.items()
+                        if name not in self.pool.candidate_set.streams
+                    },
                 )
                 receipt.first_undo(birth.silence)
                 silent = session.probe_loss(held_out=True) if self._may_be_plain(blocks) else None
@@ -251,7 +256,7 @@ class RoundToApply:
             receipt=receipt,
             graph=graph.without(self.failed),
             loss_after=loss_after,
-            new_entries=[one.entries for one in steps if one.entries.is_new],
+            new_entries=ablated_entries(self.pool, receipt, steps) if steps else [],
             step_length=length,
             decrease=decrease if steps else None,
         )

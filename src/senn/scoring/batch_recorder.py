@@ -18,6 +18,7 @@ from senn.kfac.folds import Fold, LocalSlice
 from senn.kfac.layer_inputs import LayerInput
 from senn.kfac.layer_statistics import LayerStatistics, LocationCount, RowChunk
 from senn.kfac.loss_metric import LossMetric
+from senn.kfac.pseudo_grad import Among
 from senn.pytree import Inputs, Output
 from senn.scoring.batch_statistics import BatchPart, BatchStatistics, FoldStatistics
 from senn.scoring.column_layout import ColumnLayout
@@ -25,6 +26,7 @@ from senn.scoring.data_covariance import DataCovariances
 from senn.scoring.dormant_copy import DormantCopy
 from senn.scoring.global_batch import GlobalBatch, Samples
 from senn.scoring.stream import StreamKey, score_stream
+from senn.scoring.stream_rows import StreamCopy, StreamRecorder
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -47,6 +49,7 @@ class BatchRecorder:
         stand_in: one sample to run the model on where this rank has none.
         dormant_copy: gives the copy in which all candidate units are dormant, calibrated on those
             samples if it has to be made.
+        stream_copy: gives the copy whose streams are wider by all candidate units.
     """
 
     model: nn.Module
@@ -63,6 +66,7 @@ class BatchRecorder:
     output: Output | None
     stand_in: Samples
     dormant_copy: Callable[[slice], DormantCopy]
+    stream_copy: Callable[[], StreamCopy]
 
     def record(
         self, part: BatchPart, batch: GlobalBatch, *, past: FoldStatistics
@@ -75,6 +79,7 @@ class BatchRecorder:
             past: statistics of the batches before, in the fold that steps are fitted on.
         """
         (inputs, targets, weights), among = batch.local(part.samples, self.stand_in)
+        before = self.generator.get_state()
         found = capture(
             self.model,
             [*self.maps],
@@ -122,6 +127,9 @@ class BatchRecorder:
                     past=past.maps.get(label),
                 )
         stream_columns: dict[StreamKey, ColumnLayout] = {}
+        if self.candidate_set.streams:
+            local = (inputs, targets, weights)
+            stream_columns |= self._record_units(slices, local, among, before, batch)
         if part.is_first:  # a few samples of each fold are enough there
             locations = max(sum(call.most for call in calls) for calls in counts.values())
             for statistics, own in slices:
@@ -204,6 +212,40 @@ class BatchRecorder:
             known=columns.existing if is_known else 0,
             inputs=not keeps_rows,
         )
+
+    def _record_units(
+        self,
+        slices: Sequence[tuple[FoldStatistics, LocalSlice]],
+        samples: Samples,
+        among: Among | None,
+        generator_state: Tensor,
+        batch: GlobalBatch,
+    ) -> dict[StreamKey, ColumnLayout]:
+        """Add the statistics of candidate units of streams; returns the layout of the transposed maps' columns."""
+        inputs, targets, weights = samples
+        recorder = StreamRecorder(
+            graph=self.graph,
+            streams=self.candidate_set.streams,
+            layouts=self.all_layouts,
+            metric=self.metric,
+            output=self.output,
+        )
+        # The copy computes what the model does: with the same signs, its curvature is the same sample of it.
+        generator = torch.Generator(self.generator.device)
+        generator.set_state(generator_state)
+        chunks = recorder.chunks(
+            self.stream_copy(),
+            inputs,
+            targets,
+            weights,
+            count=pytree.count(targets),
+            among=among,
+            generator=generator,
+        )
+        folds = recorder.folds(chunks, [own for _, own in slices], weights, batch.joint_counts)
+        for (statistics, _), found in zip(slices, folds, strict=True):
+            statistics.streams.update(found)
+        return {key: recorder.columns(key) for key in chunks}
 
     def _record_stream(
         self,

@@ -94,7 +94,7 @@ def _of_units(pool: CandidatePool, receipt: Receipt, names: Mapping[int, str]) -
     """Steps of the columns that read new units, map by map."""
     by_map: dict[str, list[tuple[str, NewPositions]]] = {}
     for group, several in receipt.new_positions.items():
-        for one in several:
+        for one in () if group in pool.candidate_set.streams else several:
             if one.coupled.role == "consumer" and id(one.tensor) in names:
                 by_map.setdefault(one.coupled.map, []).append((group, one))
     found: list[BirthStep] = []
@@ -151,7 +151,7 @@ def _of_map(
                 "dim": linear_map.in_dim,
                 "index": index,
             }
-            found.append(_step(one.tensor, values, names, **about))
+            found.append(entry_step(one.tensor, values, names, **about))
     return found
 
 
@@ -168,16 +168,16 @@ def _of_existing(
     columns = (former[:, None] * linear_map.kernel_numel + kernel).flatten()
     values = _like_weight(step[:, columns], linear_map, one, len(now))
     about: dict[str, Any] = {"kind": "widen", "place": one.coupled.map, "is_new": False}
-    found = [_step(one.tensor, values, names, dim=linear_map.in_dim, index=now, **about)]
+    found = [entry_step(one.tensor, values, names, dim=linear_map.in_dim, index=now, **about)]
     if linear_map.bias is not None and not linear_map.transposed:
         bias = get_tensor(model, linear_map.bias)
         former, now = one.kept(linear_map.out_dim)
         if id(bias) in names:
-            found.append(_step(bias, step[former, -1], names, index=now, **about))
+            found.append(entry_step(bias, step[former, -1], names, index=now, **about))
     return found
 
 
-def _step(
+def entry_step(
     tensor: Tensor,
     step: Tensor,
     names: Mapping[int, str],
@@ -188,7 +188,18 @@ def _step(
     index: Tensor | None = None,
     is_new: bool = True,
 ) -> BirthStep:
-    """Make the step of some entries of a parameter, which are silent as they are now."""
+    """Make the step of some entries of a parameter, which are silent as they are now.
+
+    Args:
+        tensor: the parameter.
+        step: their step, of as many numbers.
+        names: full names of parameters, by identity.
+        kind: as of `ParameterEntries`, and so are the others.
+        place: as of the event.
+        dim: dimension along which they lie.
+        index: (n,) their positions; None for all.
+        is_new: False for existing weights.
+    """
     if index is None:
         index = torch.arange(len(tensor))
     entries = ParameterEntries(
@@ -253,7 +264,7 @@ def _of_inserted(
             tensors = _of_copy(pool, move, modules[0])
         new = {id(parameter) for module in modules for parameter in module.parameters()}
         found += [
-            _step(
+            entry_step(
                 tensor,
                 step,
                 names,

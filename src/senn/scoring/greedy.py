@@ -11,6 +11,7 @@ from torch import Tensor
 from senn.policies import Criterion
 from senn.scoring.changes import Change, Gains, Prices, ScoredCandidate
 from senn.scoring.gains import LayerGains
+from senn.scoring.joint_gains import JointGains
 
 CRITERIA: tuple[Criterion, ...] = ("held_out_gain", "gain_lower_bound")
 """Figures by which units are chosen: one for `PricePolicy`, the other for the paper's rule (section 3.3)."""
@@ -35,7 +36,7 @@ class Consumer:
         output_basis: (m, r) orthonormal basis of the outputs that can change; None for all of them.
     """
 
-    layer_gains: LayerGains
+    layer_gains: LayerGains | JointGains
     columns: Tensor
     output_basis: Tensor | None = None
 

@@ -8,6 +8,7 @@ import torch
 
 from senn.collectives import Communicator
 from senn.kfac.folds import Fold
+from senn.kfac.transposed_samples import TransposedSamples
 from senn.scoring.gains import LayerGains
 
 
@@ -37,9 +38,11 @@ def joint_score(
     """
     squares = weight = 0.0
     for fold in folds:
-        effects = [
-            fold[name].samples.of_existing(gains.step) for name, gains in layer_gains.items()
-        ]
+        effects = []
+        for name, gains in layer_gains.items():
+            samples = fold[name].samples
+            assert not isinstance(samples, TransposedSamples)
+            effects.append(samples.of_existing(gains.step))
         # maps keep different numbers of samples, always the first ones: sum over those that all of them keep
         own = min(map(len, effects), default=None)
         lengths = communicator.all_gather_object("score the network", own)

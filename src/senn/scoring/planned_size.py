@@ -140,7 +140,7 @@ class PlannedSize:
         if kind == "prune":
             return Prune(place, tuple(which))
         if kind == "widen":
-            return select(candidates.widen[place], which, self.graph.group(place))
+            return select(candidates.of_group(place), which, self.graph.group(place))
         if layer is None:
             return candidates.repeats[place]
         found = candidates.layers[place][layer]
@@ -157,7 +157,7 @@ def select(move: Widen, units: Sequence[int], group: ChannelGroup) -> Widen:
     """
     chosen, values = torch.as_tensor(list(units)), {}
     for coupled in group.dims:
-        if coupled.role != "consumer" and coupled.name in move.values:
+        if coupled.name in move.values and (coupled.role == "consumer") == coupled.behind_norm:
             k = coupled.index.shape[1]  # entries of each unit, one after the other
             index = (chosen[:, None] * k + torch.arange(k)).flatten()
             values[coupled.name] = move.values[coupled.name].index_select(coupled.dim, index)

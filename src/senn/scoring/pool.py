@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from senn.candidates.candidate_set import CandidateSet
@@ -134,6 +135,8 @@ class CandidatePool:
             for name, columns in self._readers(place):
                 for unit in scored.units if name in self.layer_gains else ():
                     self.layer_gains[name].eliminate(columns[unit])
+            for unit in scored.units if place in self.stream.units else ():
+                self.stream.units[place].eliminate(torch.tensor([unit]))
         elif scored.layer is None:
             self.repeated.append(place)
         else:
@@ -155,7 +158,7 @@ class CandidatePool:
         """
         moves: list[Move] = []
         for name, units in self.grown.items():
-            moves.append(select(self.candidate_set.widen[name], units, self.graph.group(name)))
+            moves.append(select(self.candidate_set.of_group(name), units, self.graph.group(name)))
         moves += self.removals.to_moves(removals)
         moves += self.insertions.to_moves()
         moves += [self.candidate_set.repeats[block] for block in self.repeated]
@@ -210,21 +213,33 @@ class CandidatePool:
             if group in columns.groups
         ]
 
+    def _consumers(self, group: str) -> list[Consumer]:
+        """What scores a group's units: the maps that read them, or, of a stream, what writes them, transposed.
+
+        Gains of the maps that read a unit add: the Fisher matrix is taken block-diagonal. Empty on ranks without their
+        accounts.
+        """
+        if group in self.candidate_set.streams:
+            every = torch.arange(self.candidate_set.streams[group].move.units)[:, None]
+            found = self.stream.units.get(group)
+            return [] if found is None else [Consumer(found, every)]
+        readers = self._readers(group)
+        is_own = readers and readers[0][0] in self.layer_gains
+        return [Consumer(self.layer_gains[name], of) for name, of in readers] if is_own else []
+
     def _widen(self, group: ChannelGroup) -> list[ScoredCandidate]:
         """The best next units of a group by each criterion."""
-        readers = self._readers(group.name)
+        consumers = self._consumers(group.name)
+        readers = [coupled.map for coupled in group.dims_of("consumer")]
         # A group either grows or shrinks in a round, and layers before its readers were scored
         # on the width that it has.
-        has_layer = any(name in self.insertions.units for name, _ in readers)
-        is_own = readers and readers[0][0] in self.layer_gains
-        if not is_own or has_layer or group.name in self.removals.units:
+        has_layer = any(name in self.insertions.units for name in readers)
+        if not consumers or has_layer or group.name in self.removals.units:
             return []
         accepted = self.grown.get(group.name, [])
         width = group.width + len(accepted)
         step = math.lcm(self.budget.round_to, group.granularity)
         units = step - width % step  # up to the next width that is allowed
-        # Gains of the maps that read a unit add: the Fisher matrix is taken block-diagonal.
-        consumers = [Consumer(self.layer_gains[name], columns) for name, columns in readers]
         change = Change(
             kind="widen",
             place=group.name,
@@ -246,12 +261,20 @@ class CandidatePool:
 
     def _insert(self, point: str) -> list[ScoredCandidate]:
         """Score the next units of layers before a map, unless units that it reads came or went in this round."""
-        groups = self.columns[point].groups
+        groups = [*self.columns[point].groups, *self._streams_read_by(point)]
         if point not in self.layer_gains:
             return []
         if any(name in self.grown or name in self.removals.units for name in groups):
             return []
         return self.insertions.candidates(point, self.prices)
+
+    def _streams_read_by(self, name: str) -> list[str]:
+        """Streams with candidate units that a map reads."""
+        return [
+            stream
+            for stream in self.candidate_set.streams
+            if any(one.map == name for one in self.graph.group(stream).dims_of("consumer"))
+        ]
 
     def _repeat(self, block: str) -> list[ScoredCandidate]:
         """Score a function-preserving copy of a residual block after it."""

@@ -12,6 +12,8 @@ from senn import pytree
 from senn.collectives import Communicator
 from senn.errors import SennError, UnsupportedError, warn
 from senn.graph import DependencyGraph
+from senn.graph.stream_places import stream_refusal
+from senn.graph.table_cells import left_alone
 from senn.graph.trained_places import without_untrained
 from senn.policies import MOVES, Candidate, Policy
 from senn.pytree import Inputs, Prepare
@@ -229,6 +231,8 @@ def analyzed(
     ignore: Sequence[str],
     moves: Sequence[str] = (*MOVES,),
     untrained: Sequence[str] = (),
+    *,
+    streams: bool = False,
 ) -> DependencyGraph:
     """Analyze what in a model can change size.
 
@@ -238,6 +242,7 @@ def analyzed(
         ignore: names of modules to leave alone.
         moves: moves that may ever happen.
         untrained: full names of parameters that no optimizer holds.
+        streams: True if units of streams behind norms may be offered.
 
     Raises:
         SennError: none of the moves can happen anywhere.
@@ -245,12 +250,14 @@ def analyzed(
     graph = without_untrained(analyze(model, [*examples], ignore=ignore), untrained)
     # Better one sentence now than a training run in which nothing ever grows.
     by_depth = "depth" in moves and (graph.insertion_points or graph.residual_blocks)
-    by_width = "width" in moves and any(not group.norms for group in graph.groups)
+    by_width = "width" in moves and any(
+        not group.norms or (streams and stream_refusal(group) is None) for group in graph.groups
+    )
     if by_depth or by_width or ("prune" in moves and graph.groups):
         return graph
     why = [f"{r.place or 'the model'}: {r.reason}" for r in graph.refusals[:3]]
-    streams = [group.name for group in graph.groups if group.norms]
-    why += [f"{name}: its units pass a norm, so it widens by hand only" for name in streams[:1]]
+    normed = [group for group in graph.groups if group.norms]
+    why += [f"{one.name}: {stream_refusal(one) or left_alone(one.norms[0])}" for one in normed[:1]]
     reasons = "; ".join(why)
     limit = "" if {*moves} == {*MOVES} else f" by {' or '.join(moves)}"
     sentence = f"the model has no place to grow{limit} ({reasons or 'it has no linear maps'})"

@@ -38,10 +38,11 @@ from senn.scoring.batch_statistics import (
     whole_batch,
     with_own_tables,
 )
+from senn.scoring.candidate_copies import CandidateCopies
 from senn.scoring.changes import Prices
 from senn.scoring.column_layout import ColumnLayout, build_column_layout
 from senn.scoring.data_covariance import DataCovariance, DataCovariances
-from senn.scoring.dormant_copy import DormantCopy, digest
+from senn.scoring.dormant_copy import DormantCopy
 from senn.scoring.global_batch import GlobalBatch, Samples
 from senn.scoring.loss_checks import calibrated, check_loss
 from senn.scoring.owners import Owners
@@ -116,7 +117,7 @@ class ScoringSession:
         self._label_sum = 0.0
         self._gradient_square = self._curvature_trace = 0.0  # sums over samples
         self._covariances = DataCovariances(known)
-        self._copy: DormantCopy | None = None
+        self._copies = CandidateCopies(model, graph)
         self._columns: dict[str, ColumnLayout] = {}
         self._stream_columns: dict[StreamKey, ColumnLayout] = {}
         self._fit, self._held_out = FoldStatistics(), FoldStatistics()
@@ -318,7 +319,6 @@ class ScoringSession:
         # only the fold that steps are fitted on: the other one stays unseen
         fitted = functools.partial(batch.first, total if coupled else total // 2)
         self.metric = calibrated(self.metric, self._forward, inputs, targets)
-        self._copy = None  # a copy that is left from before holds other candidates
         # A rank without samples of a part runs this one instead, so that collectives stay in step.
         first, label = pytree.index_batch((inputs, targets), slice(0, 1), pytree.count(targets))
         self._stand_in = first, label, None if weights is None else weights[:1]
@@ -384,16 +384,12 @@ class ScoringSession:
             output=self.output,
             stand_in=self._stand_in,
             dormant_copy=lambda samples: self._dormant_copy(candidates, batch, samples),
+            stream_copy=lambda: self._copies.streams(candidates),
         )
 
     def _dormant_copy(
         self, candidates: CandidateSet, batch: GlobalBatch, samples: slice
     ) -> DormantCopy:
-        """The dormant copy, made anew if the model has changed since the last batch, as it does in training."""
-        # A digest costs far less than a copy, and sees a step of any optimizer.
-        if self._copy is None or self._copy.digest != digest(self.model):
-            count = min(PROBE, samples.stop - samples.start)
-            self._copy = DormantCopy.of(
-                self.model, self.graph, candidates, lambda: batch.first(count, samples.start)[0]
-            )
-        return self._copy
+        """The dormant copy, calibrated on samples of the batch where it has to be made anew."""
+        count = min(PROBE, samples.stop - samples.start)
+        return self._copies.dormant(candidates, lambda: batch.first(count, samples.start)[0])

@@ -37,6 +37,7 @@ from senn.scoring.block_norms import flat_layout, norm_rows, record_norms
 from senn.scoring.changes import Gains
 from senn.scoring.column_layout import ColumnLayout
 from senn.scoring.gains import LayerGains
+from senn.scoring.joint_gains import JointGains
 from senn.scoring.searched_gain import searched_gain
 from senn.surgery import Append
 
@@ -63,12 +64,15 @@ class StreamKey:
     """A candidate for a residual stream.
 
     Attributes:
-        place: the convolution before which a layer, or the block after which a copy would stand.
-        output: of a copy, the module whose output parameters are zero; empty for a layer.
+        place: the convolution before which a layer, or the block after which a copy would stand; or the stream itself,
+            which would get units (`stream_rows`).
+        output: of a copy, the module whose output parameters are zero; of units, what writes them; empty for a layer.
+        is_units: True for units.
     """
 
     place: str
     output: str = ""
+    is_units: bool = False
 
 
 def before_convolution(
@@ -295,11 +299,15 @@ class StreamCandidates:
         repeats: by block and module with output parameters, a function that makes the gains of what a copy would add
             there. All of its columns are new, so these are large, and they are asked for once.
         outputs: by block, its modules with output parameters, whichever rank scores it.
+        units: by stream, the gains of its units: joint ones of the transposed maps of all that writes it.
+        writers: by stream, what writes it and is scored, on whichever rank.
     """
 
     layers: dict[str, tuple[LayerGains, list[Tensor]]] = field(default_factory=dict)
     repeats: dict[str, dict[str, Callable[[], LayerGains]]] = field(default_factory=dict)
     outputs: dict[str, list[str]] = field(default_factory=dict)
+    units: dict[str, JointGains] = field(default_factory=dict)
+    writers: dict[str, list[str]] = field(default_factory=dict)
     _known: dict[str, Gains] = field(default_factory=dict)
 
     @classmethod
@@ -316,17 +324,21 @@ class StreamCandidates:
             fit: statistics of the fold on which steps are fitted, for those that this rank scores.
             held_out: statistics of the fold on which they are valued.
         """
-        found = cls()
+        found, rows = cls(), dict[str, dict[str, LayerGains]]()
         for key, layout in columns.items():
             if key.output:
-                found.outputs.setdefault(key.place, []).append(key.output)
+                known = found.writers if key.is_units else found.outputs
+                known.setdefault(key.place, []).append(key.output)
             if key not in fit:
                 continue
             make = functools.partial(LayerGains, fit[key], held_out[key], layout.existing)
-            if key.output:
+            if key.is_units:
+                rows.setdefault(key.place, {})[key.output] = make()
+            elif key.output:
                 found.repeats.setdefault(key.place, {})[key.output] = make
             else:
                 found.layers[key.place] = make(), layout.layers
+        found.units.update({stream: JointGains(parts) for stream, parts in rows.items()})
         return found
 
     def gains(self, block: str, copy: nn.Module) -> Gains:

@@ -26,13 +26,15 @@ class Widen:
     An elementwise dimension that `values` doesn't name takes its module's neutral value: BatchNorm 1, 0, 0, 1 and then
     the running statistics of the probe batch, depthwise filters the old ones in turn, anything else the mean of the
     units. Dimensions behind a norm (`CoupledDim.behind_norm`) take no values: there, producers' entries follow from the
-    normalization, and consumers take existing columns in turn.
+    normalization. Only what reads the units past the norm does, which sees zeros and may have any columns: those that
+    `values` doesn't name are existing ones in turn.
 
     Attributes:
         group: the group's name.
         units: how many units to add, a multiple of the group's granularity.
-        values: new entries by full tensor name, of every producer and of any elementwise dimensions. The shape is the
-            tensor's, with `units * k` along the coupled dimension (a unit's k positions side by side).
+        values: new entries by full tensor name, of every producer and of any elementwise dimensions; behind a norm, of
+            any consumers instead. The shape is the tensor's, with `units * k` along the coupled dimension (a unit's k
+            positions side by side).
 
     Example:
         >>> import torch

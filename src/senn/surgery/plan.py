@@ -130,8 +130,9 @@ def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: Chann
 
 
 def _takes_values(coupled: CoupledDim) -> bool:
-    # Behind a norm that mixes units, new entries follow from the norm: nobody may choose them.
-    return coupled.role != "consumer" and not coupled.behind_norm
+    # Behind a norm that mixes units, what makes them follows from the norm: nobody may choose it. What reads them is
+    # free there, since they leave the norm as zeros; everywhere else these are the columns that must be zero.
+    return (coupled.role == "consumer") == coupled.behind_norm
 
 
 def _default_fill(coupled: CoupledDim, group: ChannelGroup) -> Fill | None:
