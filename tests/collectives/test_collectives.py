@@ -26,7 +26,7 @@ from worlds import world
 from senn.collectives import Communicator
 
 SHARES = {2: (77, 43), 3: (50, 0, 70)}
-DEALT = {2: CASES[::2], 3: CASES[1::2]}
+DEALT = {2: CASES[:-1:2], 3: (*CASES[1::2], CASES[-1])}
 """Each case is tried with one number of ranks; `SENN_ALL=1` tries all with both."""
 if EVERYTHING:
     DEALT = dict.fromkeys(SHARES, CASES)

@@ -83,6 +83,21 @@ class Blocks(nn.Module):
         return self.out(torch.relu(self.block(self.stem(x))).mean((2, 3)))
 
 
+class Stream(nn.Module):
+    """A stream of tokens and positions, which a block reads behind a norm, and writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.position = nn.Embedding(6, 4), nn.Embedding(5, 4)
+        self.norm, self.up, self.down = nn.LayerNorm(4), nn.Linear(4, 5), nn.Linear(5, 4)
+        self.last, self.head = nn.LayerNorm(4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x) + self.position.weight[: x.shape[1]]
+        y = y + self.down(torch.relu(self.up(self.norm(y)).cumsum(1)))
+        return self.head(self.last(y).mean(1))
+
+
 def _case(
     name: str,
 ) -> tuple[nn.Module, tuple[Tensor, ...], dict[str, Any], Sequence[Sequence[str]]]:
@@ -140,6 +155,17 @@ def _case(
             {**eager, "max_width": 6},
             [("width",), ("prune", "width")],
         )
+    if name == "a stream":
+        x = torch.randint(6, (SAMPLES, 5), generator=torch.Generator().manual_seed(5))
+        joint = x, (x == 0).any(1).long() + (x == 1).any(1).long()
+        limits = {"embed": 6, "up": 6}
+        config = CandidateConfig(units=6, stream_units=5)
+        return (
+            Stream(),
+            joint,
+            {**eager, "candidate_config": config, "max_width": limits, "birth": "stepped"},
+            [("width",), ("width",)],
+        )
     assert name == "a block"
     x, _ = _images()
     policy = PaperPolicy(tau=1e-9, alpha=1e-9, layer_cost=1.0)
@@ -157,7 +183,8 @@ def _case(
 
 
 CASES = (
-    "width and depth", "weights", "removals", "paper", "rows for themselves", "images", "images in parts", "a block"
+    "width and depth", "weights", "removals", "paper", "rows for themselves", "images", "images in parts", "a block",
+    "a stream",
 )  # fmt: skip
 
 

@@ -83,8 +83,8 @@ class FixedNorm(nn.Module):
 NORMS: dict[str, Any] = {"rms": rms_norm, "fixed": FixedNorm, "layer": nn.LayerNorm}
 
 
-def loss(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+def loss(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
+    return F.cross_entropy(logits.mT, targets, reduction=reduction)
 
 
 def decoder(norm: str) -> Decoder:
@@ -204,6 +204,14 @@ def test_frequencies_are_the_curvature_of_tables() -> None:
     assert torch.allclose(parts["position.weight"].factors.S, positions)
 
 
+def slope(gains: LayerGains, columns: Tensor) -> float:
+    """First-order decrease on the fitting fold by the joint step of some columns."""
+    # as they were before anything was accepted: the steps are those of all of them together
+    fresh = LayerGains(*gains.folds, gains.existing)
+    _, white = joint_step(fresh, columns)
+    return gains.locations * float((white * fresh.fit.cross[:, columns]).sum())
+
+
 @pytest.mark.parametrize("norm", NORMS)
 def test_units_change_nothing_at_birth_and_small_steps_bring_what_is_promised(norm: str) -> None:
     model = decoder(norm).double()
@@ -213,16 +221,12 @@ def test_units_change_nothing_at_birth_and_small_steps_bring_what_is_promised(no
     assert session.last_batch is not None
     x, y, _ = session.last_batch.first(12)  # the fold that steps are fitted on
     before = float(loss(model(x), y))
-    stream = [one for one in pool.candidates() if one.place == "embed"]
-    pool.commit(stream[0])
-    pool.commit(next(one for one in pool.candidates() if one.place == "embed"))
-    units = torch.tensor(pool.grown["embed"])
-    promised = 0.0
-    for gains in pool.stream.units["embed"].parts.values():
-        # as they were before anything was accepted: the steps are those of all units together
-        fresh = LayerGains(*gains.folds, gains.existing)
-        _, white = joint_step(fresh, units)
-        promised += gains.locations * float((white * fresh.fit.cross[:, units]).sum())
+    for place in ("embed", "embed", "block.up"):
+        pool.commit(next(one for one in pool.candidates() if one.place == place))
+    units, hidden = torch.tensor(pool.grown["embed"]), pool.grown["block.up"]
+    columns = pool.columns["block.down"].groups["block.up"][hidden].flatten()
+    promised = slope(pool.layer_gains["block.down"], columns)
+    promised += sum(slope(one, units) for one in pool.stream.units["embed"].parts.values())
     inputs = session.probe_inputs
     outputs = model(inputs).detach()
     receipt = transaction(model, pool.to_moves(), pool.graph, probe=inputs)
@@ -241,6 +245,43 @@ def text(samples: int = 64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     x = torch.randint(VOCABULARY, (samples, TOKENS), generator=generator)
     return x, (x + x.roll(1, 1)) % VOCABULARY
+
+
+def figures(pool: CandidatePool) -> dict[str, tuple[float, Tensor, Tensor]]:
+    """Locations, gradient of existing rows, and covariance of inputs at all that writes the stream."""
+    parts = pool.stream.units["embed"].parts
+    found = {name: one.factors for name, one in parts.items()}
+    return {name: (one.locations, one.G[:, :WIDTH], one.S) for name, one in found.items()}
+
+
+def test_weights_padding_and_several_batches_are_what_they_stand_for() -> None:
+    model, (x, y) = decoder("rms").double(), batch()
+    config = senn.CandidateConfig(stream_units=UNITS)
+
+    grower = senn.Grower(model, loss=loss, moves=("width",), candidate_config=config)
+
+    def found(*batches: Any) -> dict[str, Any]:
+        grower.reset()
+        return figures(grower._pool(batches))
+
+    def are_close(one: dict[str, Any], other: dict[str, Any]) -> None:
+        for name, (locations, *rest) in one.items():
+            assert locations == pytest.approx(other[name][0])
+            for a, b in zip(rest, other[name][1:], strict=True):
+                assert torch.allclose(a, b, rtol=1e-6, atol=1e-9), name
+
+    are_close(found((x, y)), found((x[:10], y[:10]), (x[10:], y[10:])))
+    twice = torch.ones(len(x), dtype=torch.float64)
+    twice[:4] = 2
+    are_close(found((x, y, twice)), found((torch.cat([x, x[:4]]), torch.cat([y, y[:4]]))))
+    ignored = y.clone()
+    ignored[:, -1] = -100  # nothing before it can see the last token
+    other = x.clone()
+    other[:, -1] = 0
+    one = found((x, ignored))
+    assert one["position.weight"][0] == TOKENS - 1
+    assert one["position.weight"][2].tolist() == pytest.approx([1 / 3] * 3 + [0])
+    are_close(one, found((other, ignored)))
 
 
 @pytest.mark.parametrize("norm", ["rms", "layer"])

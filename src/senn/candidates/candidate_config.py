@@ -39,9 +39,9 @@ class CandidateConfig:
         new_blocks: weights inside a block that is added after a residual one: `copied`, those of that block; or
             `shuffled`, the same numbers in random order, a random block of the same scale.
         stream_units: candidate units of each residual stream behind norms (of transformers), with random columns that
-            read them and silent rows that write them, 16 for instance. They are scored by a further pass forwards and
-            two backwards, through a wider copy of the model, as much again as scoring takes without; so 0, none, unless
-            asked for.
+            read them and silent rows that write them, 16 for instance; 0 for none. They are scored by a further pass
+            forwards and two backwards through a wider copy of the model. A unit of a stream brings weights in every
+            block, several times those of a feed-forward unit.
         activation: name of the activation of new layers in any case (`ReLU`, `gelu`, `Rational`, ...), one of
             `senn.nn.activations.ACTIVATIONS`; None for the one that the model uses nearby.
 

@@ -67,7 +67,7 @@ class TransposedSamples:
         """Fill samples up with rows of zeros, to so many locations."""
 
         def fill(rows: Tensor) -> Tensor:
-            by_sample = rows.view(len(self), self.locations, -1)
+            by_sample = rows.view(len(self), self.locations, rows.shape[1])
             return F.pad(by_sample, (0, 0, 0, locations - self.locations)).flatten(0, 1)
 
         return replace(
@@ -82,7 +82,7 @@ class TransposedSamples:
     def tensors(self) -> tuple[Tensor, ...]:
         """All that is kept, with samples first."""
         rows = [
-            one.reshape(len(self), self.locations, -1)
+            one.reshape(len(self), self.locations, one.shape[1])
             for one in (self.a, self.pseudo_grad, self.output_grad)
         ]
         return (*rows,) if self.weight is None else (*rows, self.weight)

@@ -11,6 +11,8 @@ One linear map z = W a is described by second moments over samples and locations
     S (m, m)   E[s s^T], s the pseudo-gradient at z; F = locations * A (x) S
     p columns  activations a_p of new units; C = E[d_r a_p^T] (m, p), d_r = dz - G A^-1 a the residual gradient
 
+Of new rows of a map, the same with inputs and gradients exchanged (`senn.kfac.transposed`): A' = S, S' = A, G' = G^T.
+
 Every function takes leading batch dimensions, computes in float64 and returns float64. Scores are in units of twice the
 loss: *half* a score is the decrease of the loss, in the loss's own unit per sample, that the natural-gradient step
 predicts (nats for cross-entropy). `damping` is relative to each matrix's mean diagonal.

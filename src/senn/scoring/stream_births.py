@@ -33,9 +33,17 @@ def all_birth_steps(pool: CandidatePool, receipt: Receipt) -> list[BirthStep]:
     """
     names = {id(parameter): name for name, parameter in pool.model.named_parameters()}
     found = birth_steps(pool, receipt)
-    for stream, units in pool.candidate_set.streams.items():
-        for writer in units.writers if stream in receipt.new_positions else ():
-            found += _of_writer(pool, stream, writer, receipt.new_positions[stream], names)
+    grown = {
+        stream: positions
+        for stream, positions in receipt.new_positions.items()
+        if stream in pool.candidate_set.streams
+    }
+    for stream, positions in grown.items():
+        factor = norm_fraction(pool.graph, stream, len(pool.grown[stream]))
+        found = [_as_written(one, positions, names, factor) for one in found]
+    for stream, positions in grown.items():
+        for writer in pool.candidate_set.streams[stream].writers:
+            found += _of_writer(pool, stream, writer, positions, names)
     return _joined(found, pool)
 
 
@@ -70,6 +78,24 @@ def ablated_entries(
                 )
                 found.append(entries)
     return found
+
+
+def _as_written(
+    step: BirthStep, new: Sequence[NewPositions], names: Mapping[int, str], factor: float
+) -> BirthStep:
+    """Multiply what another step writes to a stream by what surgery has multiplied all that writes it."""
+    entries = step.entries
+    for one in new if factor != 1 else ():
+        dim = one.coupled.dim
+        if one.coupled.stream_power != 1 or names.get(id(one.tensor)) != entries.name:
+            continue
+        by_position = torch.ones(one.tensor.shape[dim], dtype=torch.float64)
+        by_position[unit_places(one)] = factor
+        if entries.dim == dim:
+            by_position = by_position[entries.index]
+        shape = [-1 if axis == dim else 1 for axis in range(step.step.dim())]
+        return BirthStep(entries=entries, step=step.step * by_position.view(shape).to(step.step))
+    return step
 
 
 def _of_writer(

@@ -1,5 +1,8 @@
 """Statistics of the rows that would write candidate units of a residual stream, behind norms.
 
+Norms are RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba, Kiros & Hinton 2016, arXiv 1607.06450),
+wherever they stand before what reads the stream, as in GPT-2 and Llama.
+
 A new unit enters its norms as zeros, or, where they take off the mean, as the mean of the C units x that there are. It
 leaves them as zeros, whatever the columns u are that read it. So these may be random, and the rows that write the unit
 have a gradient although they are silent. With k new units and v_i the columns of unit i, weights w and the root mean
