@@ -355,3 +355,37 @@ def test_streams_without_a_norm_over_units_stay_ordinary_groups() -> None:
     grower.score_candidates([(x, (x[:, 0] > 0).long())])
     assert not grower.candidate_set.streams
     assert set(grower.candidate_set.widen) == {"0"}
+
+
+class Scaled(nn.Module):
+    """A stream that a branch writes through a scale of its own; a head that is tied to a table, if asked for."""
+
+    def __init__(self, norm: Any, *, tied: bool) -> None:
+        super().__init__()
+        self.embed, self.norm, self.up = nn.Embedding(7, 4), norm(4), nn.Linear(4, 5)
+        self.down, self.scale = nn.Linear(5, 4), nn.Parameter(torch.full((4,), 0.5))
+        self.last, self.head = norm(4), nn.Linear(4, 7, bias=False)
+        if tied:
+            self.head.weight = self.embed.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.embed(x)
+        y = y + self.scale * self.down(torch.relu(self.up(self.norm(y))))
+        return self.head(self.last(y))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_what_cannot_be_read_is_left_out_by_name(tied: bool) -> None:
+    config = senn.CandidateConfig(stream_units=UNITS)
+
+    def writers(norm: Any) -> dict[str, list[str]]:
+        torch.manual_seed(0)
+        model = Scaled(norm, tied=tied)
+        grower = senn.Grower(model, loss=loss, moves=("width",), candidate_config=config)
+        streams = grower._pool([batch()]).candidate_set.streams
+        return {name: [one.name for one in units.writers] for name, units in streams.items()}
+
+    (found,) = writers(nn.RMSNorm).values()
+    assert found == (["down"] if tied else ["embed.weight", "down"])
+    with pytest.warns(UserWarning, match="no units .* stream embed: scale scales what down writes"):
+        assert not writers(nn.LayerNorm)

@@ -161,6 +161,9 @@ def _shared_tables(
         for coupled in graph.group(name).dims
         if coupled.role != "consumer" and coupled.stream_power == 1 and _is_table(model, coupled)
     ]
+    # A head that is tied to the table reads it too: steps of existing entries would change what that computes.
+    applied = {id(get_tensor(model, one.weight)) for one in graph.linear_maps}
+    names = [name for name in names if id(get_tensor(model, name)) not in applied]
     count = 0 if inputs is None else min(pytree.count(inputs), 3)
     if inputs is None or not names or count < 2:
         return {}
