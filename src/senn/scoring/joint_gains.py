@@ -1,8 +1,8 @@
 """Gains of units whose parts in several maps bring one and the same decrease: the rows that write a residual stream.
 
 A unit of a stream is written by embeddings, attention and feed-forward parts alike, at gradients that are much the
-same. Each of them by itself could bring about the same decrease, so a sum over them, as if the Fisher matrix were
-block-diagonal, counts it as often as there are blocks: six times in a decoder of one layer. So the direction is that of
+same. Each of them by itself could bring about the same decrease. A sum over them, as if the Fisher matrix were
+block-diagonal, counts it several times (four in a decoder of one layer). So the direction is that of
 each map's K-FAC, and the length and value are those of the joint step d, by its exact curvature
 d^T F d = E[(sum over maps and locations of s^T d a)^2]. It is a lower bound, g^T F^-1 g >= (g^T d)^2 / d^T F d
 (Cauchy-Schwarz), as in `senn.scoring.network_score`.

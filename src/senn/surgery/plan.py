@@ -99,13 +99,13 @@ def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: Chann
         raise SennError(
             f"'{group.name}' widens by multiples of {group.granularity}, not by {move.units}"
         )
-    takers = {coupled.name for coupled in group.dims if _takes_values(coupled)}
+    takers = {coupled.name for coupled in group.dims if _takes_values(coupled, group)}
     unknown = sorted(set(move.values) - takers)
     if unknown:
         raise SennError(f"values for '{unknown[0]}', which takes none in '{group.name}'")
     for coupled in group.dims:
         offset, count = _builder(result, model, coupled).add(coupled, move.units)
-        values = move.values.get(coupled.name) if _takes_values(coupled) else None
+        values = move.values.get(coupled.name) if _takes_values(coupled, group) else None
         if values is not None:
             shape = list(result.shapes[coupled.name])
             shape[coupled.dim] = count
@@ -129,10 +129,14 @@ def _plan_widen(result: SurgeryPlan, model: nn.Module, move: Widen, group: Chann
         result.new_outputs += move.units
 
 
-def _takes_values(coupled: CoupledDim) -> bool:
+def _takes_values(coupled: CoupledDim, group: ChannelGroup) -> bool:
     # Behind a norm that mixes units, what makes them follows from the norm: nobody may choose it. What reads them is
     # free there, since they leave the norm as zeros; everywhere else these are the columns that must be zero.
-    return (coupled.role == "consumer") == coupled.behind_norm
+    if coupled.role != "consumer":
+        return not coupled.behind_norm
+    # A tensor that also makes units of the group (in_proj_weight of attention) takes values for these.
+    makes = any(one.name == coupled.name and one.role != "consumer" for one in group.dims)
+    return coupled.behind_norm and not makes
 
 
 def _default_fill(coupled: CoupledDim, group: ChannelGroup) -> Fill | None:
