@@ -13,7 +13,6 @@ Every fit is a record of the results; what is there already is not fitted again.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from criteria import Results
 from sklearn import datasets
 from sklearn.ensemble import HistGradientBoostingRegressor
 from sklearn.linear_model import LogisticRegression, LogisticRegressionCV
@@ -140,22 +140,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the results are kept, as JSON")
     parser.add_argument("--report", type=Path, help="print these results, and fit nothing")
     given = parser.parse_args(argv)
-    kept = given.report or given.out
-    records = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
+    results = Results(given.report or given.out)
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in () if given.report else given.tables:
         for seed in given.seeds:
             for arm, (x, y, tests, targets), model in TABLES[name](seed):
-                key = f"{name} | {arm} | {seed}"
-                if key in records:
-                    continue
-                score = float(model.fit(x, y).score(tests, targets))
-                records[key] = {"table": name, "arm": arm, "seed": seed, "score": score}
-                print(key, score, file=sys.stderr)
-                if given.out:
-                    given.out.write_text(json.dumps(records, indent=0) + "\n")
-    for row in table([*records.values()]):
+                about = {"table": name, "arm": arm, "seed": seed}
+                key = results.key(**about)
+                if key not in results.records:
+                    score = float(model.fit(x, y).score(tests, targets))
+                    results.add(about, {"score": score})
+                    print(key, score, file=sys.stderr)
+    for row in table([*results.records.values()]):
         print(f"{row[0]:26}{row[1]:22}{row[2]:>3}  {row[3]}")
     return 0
 

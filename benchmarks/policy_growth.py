@@ -13,7 +13,6 @@ Needs stable-baselines3. Every run is a record of the results; what is there alr
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from criteria import Results
 
 STEPS = {"CartPole-v1": 30_000, "Acrobot-v1": 40_000}
 ARMS = {"grown": [2], "two units": [2], "64-64": [64, 64]}
@@ -89,19 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="where the results are kept, as JSON")
     parser.add_argument("--report", type=Path, help="print these results, and run nothing")
     given = parser.parse_args(argv)
-    kept = given.report or given.out
-    records = json.loads(kept.read_text()) if kept is not None and kept.exists() else {}
+    results = Results(given.report or given.out)
     for seed in () if given.report else given.seeds:
         for task in given.tasks:
             for arm in ARMS:
-                key = f"{task} | {arm} | {seed}"
-                if key in records:
-                    continue
-                records[key] = run(task, arm, seed)
-                print(key, records[key], file=sys.stderr)
-                if given.out:
-                    given.out.write_text(json.dumps(records, indent=0) + "\n")
-    print(report(records))
+                about = {"task": task, "arm": arm, "seed": seed}
+                key = results.key(**about)
+                if key not in results.records:
+                    results.add(about, run(task, arm, seed))
+                    print(key, results.records[key], file=sys.stderr)
+    print(report(results.records))
     return 0
 
 

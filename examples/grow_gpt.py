@@ -63,7 +63,7 @@ class RoomPolicy(senn.PricePolicy):
     most: tuple[tuple[str, int], ...] = ()
 
     def price_of(self, candidate: senn.policies.Candidate) -> float:
-        """Return nothing: what a move costs is asked by its room."""
+        """Return 0: `has_room` asks what a move costs."""
         return 0.0
 
     def has_room(self, flops, parameters):
@@ -204,7 +204,7 @@ class Run:
         return ("width",) * is_short + ("depth",) * fits
 
     def look(self) -> None:
-        """Let the grower look at some windows, and add what pays."""
+        """Let the grower look at some windows, and add what there is room for."""
         heads, hidden = self.config.most_units()
         policy = replace(
             self.grower.policy,

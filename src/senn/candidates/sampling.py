@@ -164,9 +164,14 @@ def sample_candidates(
     streams = {}
     if "width" in moves:  # last: what is drawn for the others doesn't depend on it
         few = None if whole else pytree.head(inputs, SCALE_SAMPLES)
-        given = (model, graph, maps)
         streams = sample_stream_units(
-            *given, units=config.stream_units, generator=generator, inputs=few, output=output
+            model,
+            graph,
+            maps,
+            units=config.stream_units,
+            generator=generator,
+            inputs=few,
+            output=output,
         )
     return CandidateSet(widen, layers, repeats, outgoing, streams)
 

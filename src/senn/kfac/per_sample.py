@@ -11,15 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from senn.kfac.kept_rows import KeptRows, Kind
 from senn.kfac.transposed_samples import TransposedSamples
-
-Kind = Literal["pseudo_grad", "output_grad"]
 
 MANY_NUMBERS = 1 << 13
 """Outputs at all locations of a sample from which on the gradients of kept rows are held in bfloat16.
@@ -30,66 +27,8 @@ Rows that are kept at all maps together are a multiple of the activations that t
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PerSampleFactors:
-    """Samples kept as rows, sample-major.
-
-    Attributes:
-        a: (samples * locations, columns) inputs.
-        pseudo_grad: (samples * locations, m) s; in bfloat16 where they are many (`MANY_NUMBERS`).
-        output_grad: (samples * locations, m) dz, likewise.
-        locations: rows per sample; a sample that has fewer is filled up with zeros.
-        weight: (samples * locations,) weight of each row's sample, which s and dz carry already; None for ones.
-    """
-
-    a: Tensor
-    pseudo_grad: Tensor
-    output_grad: Tensor
-    locations: int = 1
-    weight: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.a) // self.locations
-
-    @property
-    def width(self) -> int:
-        """Number of outputs."""
-        return self.pseudo_grad.shape[1]
-
-    def __add__(self, other: PerSampleFactors) -> PerSampleFactors:
-        """Concatenate two sets of samples of the same map."""
-        # samples of one set may be longer than those of the other
-        locations = max(self.locations, other.locations)
-        if self.locations != other.locations:
-            return self.filled(locations) + other.filled(locations)
-        # ones are written out only where the other side has weights
-        weighted = self.weight is not None or other.weight is not None
-        return PerSampleFactors(
-            a=torch.cat([self.a, other.a]),
-            pseudo_grad=torch.cat([self.pseudo_grad, other.pseudo_grad]),
-            output_grad=torch.cat([self.output_grad, other.output_grad]),
-            locations=self.locations,
-            weight=torch.cat([self.weights, other.weights]) if weighted else None,
-        )
-
-    def filled(self, locations: int) -> PerSampleFactors:
-        """Fill samples up with rows of zeros, to so many locations."""
-        if locations == self.locations:
-            return self
-
-        def fill(rows: Tensor) -> Tensor:
-            by_sample = rows.view(len(self), self.locations, -1)
-            return F.pad(by_sample, (0, 0, 0, locations - self.locations)).flatten(0, 1)
-
-        weight = self.weight
-        if weight is not None:
-            weight = weight.view(len(self), -1)[:, :1].expand(-1, locations).flatten()
-        return PerSampleFactors(
-            a=fill(self.a),
-            pseudo_grad=fill(self.pseudo_grad),
-            output_grad=fill(self.output_grad),
-            locations=locations,
-            weight=weight,
-        )
+class PerSampleFactors(KeptRows):
+    """Samples kept as rows over a map's columns; s and dz in bfloat16 where they are many (`MANY_NUMBERS`)."""
 
     def as_grads(self) -> PerSampleGrads:
         """The same samples kept as sums."""
@@ -99,49 +38,6 @@ class PerSampleFactors:
         )
         weight = None if self.weight is None else self.weight.view(len(self), -1)[:, 0]
         return PerSampleGrads(pseudo_grad=s.mT @ a, output_grad=dz.mT @ a, weight=weight)
-
-    @property
-    def weights(self) -> Tensor:
-        """Weight of each row's sample, (samples * locations,), ones included."""
-        return self.a.new_ones(len(self.a)) if self.weight is None else self.weight
-
-    @property
-    def total(self) -> float:
-        """Sum of the weights of all samples."""
-        return (
-            float(len(self)) if self.weight is None else float(self.weight.sum() / self.locations)
-        )
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All that is kept, with samples first: (samples, ...) each, so that ranks can gather it by position."""
-        rows = [self.a, self.pseudo_grad, self.output_grad]
-        if self.weight is not None:
-            rows.append(self.weight)
-        return tuple(x.reshape(len(self), self.locations, *x.shape[1:]) for x in rows)
-
-    def of(self, tensors: Sequence[Tensor]) -> PerSampleFactors:
-        """Rebuild samples of the same map from `tensors`."""
-        a, s, dz, *weight = (x.flatten(0, 1) for x in tensors)
-        return PerSampleFactors(
-            a=a,
-            pseudo_grad=s,
-            output_grad=dz,
-            locations=self.locations,
-            weight=weight[0] if weight else None,
-        )
-
-    def first(self, samples: int) -> PerSampleFactors:
-        """Keep the first samples only."""
-        kept = slice(0, samples * self.locations)
-        weight = None if self.weight is None else self.weight[kept]
-        return replace(
-            self,
-            a=self.a[kept],
-            pseudo_grad=self.pseudo_grad[kept],
-            output_grad=self.output_grad[kept],
-            weight=weight,
-        )
 
     def residual(self, predict: Tensor) -> PerSampleFactors | PerSampleGrads:
         """Subtract from the candidate columns what the existing ones predict of them: a_p - predict^T a_c.
@@ -191,9 +87,6 @@ class PerSampleFactors:
         # float64, as the step is: this one is compared with eta
         rows = ((self.pseudo_grad.double() @ step) * self.a[:, : step.shape[1]].double()).sum(1)
         return self._by_sample(rows[:, None])[:, 0]
-
-    def _by_sample(self, rows: Tensor) -> Tensor:
-        return rows.view(-1, self.locations, rows.shape[1]).sum(1)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

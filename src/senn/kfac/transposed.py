@@ -67,12 +67,13 @@ def _accumulated(
     parts: Sequence[RowChunk], weights: Tensor | None, locations: int, table: int | None
 ) -> tuple[KroneckerFactors, TransposedSamples]:
     """Sum up all samples, and keep each of them."""
+    each = sum(part.output_grad.shape[1] for part in parts)
     samples = TransposedSamples(
         a=_joined([_inputs(part, table) for part in parts]),
         pseudo_grad=_joined([part.pseudo_grad for part in parts]),
         output_grad=_joined([part.output_grad for part in parts]),
-        locations=sum(part.output_grad.shape[1] for part in parts),
-        weight=weights,
+        locations=each,
+        weight=None if weights is None else weights.repeat_interleave(each),
     )
     by_row = _joined([_weights(part, weights) for part in parts])
     rows = float(by_row.sum())

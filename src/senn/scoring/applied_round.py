@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -288,14 +289,15 @@ class RoundToApply:
             By how much that has lowered the loss on held-out samples; None where the copies stay as they are.
         """
         added = [new for (new,) in receipt.inserted[len(receipt.inserted) - len(blocks) :]]
-        before = self.session.probe_loss(held_out=True)
+        is_plain = self._birth() == "plain"
+        before = math.inf if is_plain else self.session.probe_loss(held_out=True)
         back = [
             make_plain(original, block, new)
             for (original, block), new in zip(blocks, added, strict=True)
         ]
         after = self.session.probe_loss(held_out=True)
         # Written so that NaN fails: it compares as False.
-        if self._birth() == "plain" or after < before:
+        if is_plain or after < before:
             return silent - after
         for undo in back:
             undo()
