@@ -11,7 +11,8 @@ from senn.nn import MLP, Ensemble
 from senn.policies import PaperPolicy
 from senn.training import Callback, TrainConfig, train
 from senn.training.batches import Rows
-from senn.training.members import MemberPlan, _Members, fresh_copy, member_epochs, plan_members
+from senn.training.member_plan import MemberPlan, member_epochs, plan_members
+from senn.training.members import _Members, fresh_copy, train_members
 
 QUICK = TrainConfig(hidden=(5,), epochs=3, growth_steps=5, members=4, seed=3)
 
@@ -143,7 +144,6 @@ def test_how_many_there_are_follows_from_rows_and_limits():
     for alone in (
         {"max_params": 9999},
         {"max_flops": 9999},
-        {"max_seconds": 9.0},
         {"grow": False},
         {"policy": "paper"},
         {"policy": PaperPolicy()},
@@ -153,6 +153,7 @@ def test_how_many_there_are_follows_from_rows_and_limits():
         assert count(**alone) == 1
         wanted = 1 if alone.keys() & {"average", "optimizer"} else 3
         assert count(members=wanted, **alone) == wanted
+    assert count(max_seconds=9.0) == 8
     with pytest.raises(SennError, match="members=2 can't be combined with average='ema'"):
         count(members=2, average="ema")
     with pytest.raises(SennError, match="members=2 can't be combined with the optimizer 'lbfgs'"):
@@ -163,6 +164,39 @@ def test_without_time_for_them_there_are_none():
     result = fit(TrainConfig(hidden=(5,), epochs=3, members=4, max_seconds=1e-3))
     assert result.members == 1
     assert any("no further networks" in one.get("text", "") for one in result.history)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fewest", "slow_from", "steps", "is_enough"),
+    [
+        (None, 1, 999, 60, True),
+        (60.0, 6, 999, 60, True),
+        (45.0, 4, 999, 40, True),
+        (45.0, 5, 999, 20, False),  # as soon as the time of a step is known
+        (45.0, 4, 25, 30, True),  # slower than it seemed: an epoch is ended
+        (-1.0, 1, 999, 0, False),
+    ],
+)
+def test_they_make_as_many_epochs_as_there_is_time_for(
+    seconds, fewest, slow_from, steps, is_enough
+):
+    taken = []
+    found = train_members(
+        MLP(3, (5,), 2, shortcut=True),
+        rows(),
+        rows(16, seed=1),
+        MemberPlan(count=3),
+        task="classification",
+        recipe=QUICK,
+        epochs=6,
+        batches=10,
+        pause=lambda: taken.append(1.0 if len(taken) < slow_from else 9.0),
+        clock=lambda: sum(taken),
+        seconds=seconds,
+        fewest=fewest,
+    )
+    assert len(taken) == steps
+    assert (found is not None) == is_enough
 
 
 @pytest.mark.parametrize(

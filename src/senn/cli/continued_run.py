@@ -23,7 +23,7 @@ from senn.runs.fit_options import option_name
 from senn.surgery import add_outputs
 from senn.training import TrainConfig
 from senn.training.heavy_targets import network_in
-from senn.training.members import continued_members
+from senn.training.member_plan import continued_members
 from senn.training.saved_network import load_network
 
 _DECIDED = ("column", "task", "cv", "members")

@@ -34,7 +34,7 @@ def add_growth_options(growth: argparse._ArgumentGroup) -> None:
         type=positive_integer,
         metavar="N",
         help="tables: number of networks of the size that is found whose predictions are averaged (default: 8, fewer "
-        "with more than 20,000 rows, 1 with a limit of size or time)",
+        "with more than 20,000 rows, 1 with a limit of size, or of time that leaves too little)",
     )
     add(
         "--policy",

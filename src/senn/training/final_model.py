@@ -16,7 +16,8 @@ from senn.training.batches import Inputs, Rows
 from senn.training.heavy_targets import in_own_unit, own_unit
 from senn.training.kept_frontier import kept_frontier
 from senn.training.linear_model import better_linear_model
-from senn.training.members import MemberPlan, member_epochs, train_members
+from senn.training.member_plan import MemberPlan, member_epochs
+from senn.training.members import train_members
 from senn.training.round_records import Record
 from senn.training.run_records import members_record
 from senn.training.run_state import RunState
@@ -146,15 +147,10 @@ def _with_members(
         The ensemble, or the network alone; outputs for unseen rows, with their targets, or None; and whether an
         interrupt has ended it, so that the network stays alone.
     """
-    alone, limit = unseen_outputs(model, training.held_out), training.recipe.max_seconds
+    alone = unseen_outputs(model, training.held_out)
     if training.members.count < 2 or not isinstance(model, MLP) or not model.hidden:
         return model, alone, False
-    seconds, done = training.state.seconds, max(1, training.state.epoch)
-    epochs = done if limit is not None else member_epochs(training.state.history, done)
-    if limit is not None and 2 * seconds > limit:
-        # In one tensor, they take about as long together as the run has.
-        training.tell_fault("no further networks were trained: there is no time for them")
-        return model, alone, False
+    done = max(1, training.state.epoch)
     try:
         # A run that was interrupted here has told it before.
         if not any(one["event"] == "members" for one in training.state.history):
@@ -166,12 +162,19 @@ def _with_members(
             training.members,
             task=training.task,
             recipe=training.recipe,
-            epochs=epochs,
+            epochs=member_epochs(training.state.history, done),
             batches=training.state.config.batches,
             pause=partial(training.pause, saves=False),
+            clock=training.time.now,
+            seconds=training.time.left_for_members(),
+            # A network that is trained for less than half as long as the run's makes the mean worse.
+            fewest=(done + 1) // 2,
         )
     except KeyboardInterrupt:
         return model, alone, True
+    if found is None:
+        training.tell_fault("no further networks were trained: there is no time for them")
+        return model, alone, False
     unseen = alone
     if alone is not None and training.members.cross_fits:
         unseen = torch.cat([alone[0], found.outputs]), torch.cat([alone[1], found.targets])

@@ -12,7 +12,7 @@ from senn.nn import SinhOutput
 from senn.training.batches import Inputs, Rows
 from senn.training.builders import check_budget
 from senn.training.callbacks import Callback
-from senn.training.members import MemberPlan
+from senn.training.member_plan import MemberPlan
 from senn.training.run_state import Checkpointer
 from senn.training.threads import RunThreads
 from senn.training.train_config import Task, TrainConfig

@@ -8,49 +8,24 @@ member that has never seen it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional as F
 
-from senn.errors import SennError
 from senn.nn import MLP
-from senn.policies import PaperPolicy
 from senn.training.batches import Inputs, Rows
-from senn.training.builders import ELEMENTWISE, build_optimizer, loss_function
+from senn.training.builders import build_optimizer, loss_function
+from senn.training.member_plan import MemberPlan
 from senn.training.metric import as_metric
 from senn.training.train_config import Task, TrainConfig
 from senn.training.validation import monitored, output_scale, rank
 
-MOST_MEMBERS = 8
-"""Members of an ensemble whose number isn't given; what they bring is in docs/results.md (`benchmarks/tables.py`)."""
-
-MANY_ROWS = 20_000
-"""Rows up to which that many are trained; up to five times as many rows have half of them, larger tables none."""
-
-GAIN = 0.02
-"""Share by which the validation loss falls with the learning rate in runs whose members are trained twice as long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MemberPlan:
-    """How many networks are averaged, and which rows they hold out.
-
-    Attributes:
-        count: number of networks, the run's own included.
-        cross_fits: True to let each hold out other rows for its validation; False for those of the run.
-        allows_linear: True to keep a linear model instead, and alone, where that is better.
-        begun: networks that go on beside the run's own, `count` less one of one size; empty for fresh ones.
-    """
-
-    count: int = 1
-    cross_fits: bool = False
-    allows_linear: bool = False
-    begun: tuple[MLP, ...] = ()
+TIMED = 20
+"""Steps after which the number of epochs is settled where time is limited."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,80 +43,6 @@ class TrainedMembers:
     targets: Tensor
 
 
-def plan_members(recipe: TrainConfig, rows: int, *, cross_fits: bool) -> MemberPlan:
-    """Choose how many networks of a table are averaged.
-
-    Args:
-        recipe: their number, if it says one. A net whose size is limited or chosen by hand stays one by itself.
-        rows: training and validation rows.
-        cross_fits: True where training draws the validation rows.
-
-    Raises:
-        SennError: more than one is asked for with an optimizer or an average that several networks can't share.
-    """
-    obstacle = _obstacle(recipe)
-    limits = (recipe.max_params, recipe.max_flops, recipe.max_width)
-    is_paper = recipe.policy == "paper" or isinstance(recipe.policy, PaperPolicy)
-    is_free = recipe.grow and not is_paper and all(one is None for one in limits)
-    allows_linear = recipe.linear and is_free and "prune" in recipe.moves_of(is_table=True)
-    if recipe.members is not None:
-        if recipe.members > 1 and obstacle:
-            raise SennError(f"members={recipe.members} can't be combined with {obstacle}")
-        count = recipe.members
-    else:
-        is_limited = not is_free or recipe.max_seconds is not None
-        count = MOST_MEMBERS if rows <= MANY_ROWS else MOST_MEMBERS // 2
-        if obstacle or is_limited or rows > 5 * MANY_ROWS:
-            return MemberPlan(allows_linear=allows_linear)
-    return MemberPlan(count=count, cross_fits=cross_fits, allows_linear=allows_linear)
-
-
-def continued_members(
-    networks: Sequence[MLP], recipe: TrainConfig, *, cross_fits: bool
-) -> MemberPlan:
-    """Plan that networks of an ensemble go on beside its first one.
-
-    Args:
-        networks: those behind the first, of one size.
-        recipe: of the run.
-        cross_fits: True where training draws the validation rows.
-
-    Raises:
-        SennError: the optimizer, or an average, is one that several networks can't share.
-    """
-    if networks and (obstacle := _obstacle(recipe)) is not None:
-        raise SennError(f"an ensemble can't go on with {obstacle}")
-    return MemberPlan(count=1 + len(networks), cross_fits=cross_fits, begun=tuple(networks))
-
-
-def member_epochs(history: Sequence[Mapping[str, Any]], planned: int) -> int:
-    """Choose how many passes over the data members make: twice as many as the run, where that shows that it pays.
-
-    At a constant learning rate validation losses are too noisy to tell whether a run is over. But a network that gains
-    when the rate falls wasn't fitted to its rows too closely yet, and gains from a longer run as well; one that doesn't
-    was at its best long before.
-
-    Args:
-        history: records of the run.
-        planned: epochs of the run.
-    """
-    epochs = [one for one in history if one["event"] == "epoch"]
-    if not epochs or any(one["validation_loss"] is None for one in epochs):
-        return planned
-    peak = max(one["lr"] for one in epochs)
-    at_peak = [one["validation_loss"] for one in epochs if one["lr"] > 0.999 * peak]
-    falling = [one["validation_loss"] for one in epochs if one["lr"] <= 0.999 * peak]
-    gains = bool(falling) and min(falling) < (1 - GAIN) * min(at_peak)
-    return 2 * planned if gains else planned
-
-
-def _obstacle(recipe: TrainConfig) -> str | None:
-    """Return what several networks in one tensor can't share; None for nothing."""
-    if recipe.optimizer.lower().replace("_", "-") not in ELEMENTWISE:
-        return f"the optimizer {recipe.optimizer!r}"
-    return None if recipe.average is None else f"average={recipe.average!r}"
-
-
 def train_members(
     model: MLP,
     rows: Rows,
@@ -153,7 +54,10 @@ def train_members(
     epochs: int,
     batches: int,
     pause: Callable[[], None],
-) -> TrainedMembers:
+    clock: Callable[[], float],
+    seconds: float | None = None,
+    fewest: int = 1,
+) -> TrainedMembers | None:
     """Train further networks of one size, each from weights, and on an order of rows, of its own.
 
     Of each the best epoch on its own validation rows is kept, as of the first one.
@@ -168,16 +72,61 @@ def train_members(
         epochs: passes over the data, over which the learning rate goes through its schedule.
         batches: optimizer steps of an epoch.
         pause: called between steps; it may raise an interruption.
+        clock: says what time it is, in seconds since any moment.
+        seconds: most that they may take; None for no limit. With less than the epochs need, fewer are made.
+        fewest: epochs for which there must be time.
+
+    Returns:
+        The networks; None where there is no time for so many epochs.
     """
+    began = clock()
+    if seconds is not None and seconds <= 0:
+        return None
     together = _Members(model, rows, held_out, plan, task=task, recipe=recipe)
-    steps, step = epochs * batches, 0
-    for epoch in range(epochs):
+    time_limit = None if seconds is None else _TimeLimit(began + seconds, clock)
+    steps, step, epoch = epochs * batches, 0, 0
+    while epoch < epochs:
         for part in torch.tensor_split(together.orders(epoch), batches, dim=1):
             together.step(part, recipe.lr_factor(step / steps))
             step += 1
             pause()
+            if time_limit is not None and step == TIMED:
+                epochs = min(epochs, time_limit.affordable(together, step=step, batches=batches))
+                if epochs < fewest:
+                    return None
+                steps = epochs * batches
         together.end_epoch()
+        epoch += 1
+        if time_limit is not None and time_limit.is_over:
+            break
     return together.result()
+
+
+class _TimeLimit:
+    """Says how many epochs there is time for.
+
+    Args:
+        end: moment at which the networks must be there.
+        clock: says what time it is.
+    """
+
+    def __init__(self, end: float, clock: Callable[[], float]) -> None:
+        self.clock, self.end, self.began = clock, end, clock()
+
+    def affordable(self, together: _Members, *, step: int, batches: int) -> int:
+        """Return the number of epochs of so many batches, those that the steps so far belong to included."""
+        now = self.clock()
+        pace = (now - self.began) / step
+        together.validation_outputs()
+        validation = self.clock() - now
+        return (
+            step + int((self.end - now - validation) / (pace + validation / batches))
+        ) // batches
+
+    @property
+    def is_over(self) -> bool:
+        """True once the time is over."""
+        return self.clock() >= self.end
 
 
 class _Members:
@@ -289,7 +238,7 @@ class _Members:
     @torch.no_grad()
     def end_epoch(self) -> None:
         """Keep the weights of each member that is better on its validation rows than before."""
-        for number, outputs in enumerate(self._validation_outputs()):
+        for number, outputs in enumerate(self.validation_outputs()):
             fold = self.folds[number]
             found = None if fold is None else rank(self._figures(outputs, fold), self.monitor)
             former = self.best[number]
@@ -298,7 +247,8 @@ class _Members:
                 for name, kept in self.kept.items():
                     kept[number] = self.parameters[name][number]
 
-    def _validation_outputs(self) -> list[Tensor]:
+    @torch.no_grad()
+    def validation_outputs(self) -> list[Tensor]:
         """Compute each member's outputs for its validation rows; empty ones without such rows."""
         folds = [fold for fold in self.folds if fold is not None]
         if not folds:

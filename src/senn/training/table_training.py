@@ -15,7 +15,7 @@ from senn.training.builders import build_model
 from senn.training.callbacks import Callback
 from senn.training.heavy_targets import network_in, transform_of, transformed_recipe
 from senn.training.loop import fit_model
-from senn.training.members import continued_members, plan_members
+from senn.training.member_plan import continued_members, plan_members
 from senn.training.run_state import Checkpointer
 from senn.training.train_config import Task, TrainConfig
 from senn.training.train_result import TrainResult

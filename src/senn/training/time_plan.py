@@ -67,7 +67,7 @@ class TimePlan:
     def start(self) -> None:
         """Begin to measure, with a new run or with one that is resumed."""
         if self.limit is not None:
-            self._last = self._now()
+            self._last = self.now()
 
     def spent(self, kind: Literal["step", "validation", "round"]) -> None:
         """Book the time since the last call, and plan anew.
@@ -77,7 +77,7 @@ class TimePlan:
         """
         if self.limit is None:
             return
-        now = self._now()
+        now = self.now()
         passed, self._last = now - self._last, now
         if kind == "validation":
             self._validation = passed
@@ -97,9 +97,14 @@ class TimePlan:
         """Return True if the network that is kept can be measured at smaller sizes."""
         if self.limit is None:
             return True
-        return self._affords_frontier and self._now() + self._frontier_cost <= self.limit
+        return self._affords_frontier and self.now() + self._frontier_cost <= self.limit
 
-    def _now(self) -> float:
+    def left_for_members(self) -> float | None:
+        """Return the seconds that further networks may take; None for no limit."""
+        return None if self.limit is None else (1 - ENDING) * self.limit - self.now()
+
+    def now(self) -> float:
+        """Return the seconds since the run began, by the clock of the first process."""
         seconds = self.state.seconds
         if self.communicator.is_single:
             return seconds

@@ -153,8 +153,8 @@ class TrainConfig:
             rows, which makes probabilities honest and changes no prediction.
         members: number of networks of the size that is found whose predictions are averaged. All but the first are
             trained at that size from the start, each with validation rows of its own. None for 8 in tables of at most
-            20,000 rows and 4 in those of at most 100,000, but 1 where a limit of size or time, the paper's policy,
-            an average of weights or `grow=False` is given.
+            20,000 rows and 4 in those of at most 100,000, but 1 where a limit of size, the paper's policy, an
+            average of weights or `grow=False` is given, or `max_seconds` leaves too little time.
         linear: False to keep the network of a table whatever a linear model does on the validation rows. Where its size
             is limited, it is kept in any case.
         target_transform: how numbers to predict are learned: `arcsinh` (by their inverse hyperbolic sine,

@@ -20,7 +20,7 @@ from senn.training.batch_norm import renew_from_rows
 from senn.training.batches import Inputs, Rows
 from senn.training.callbacks import Callback
 from senn.training.final_model import result_of
-from senn.training.members import MemberPlan
+from senn.training.member_plan import MemberPlan
 from senn.training.metric import as_metric
 from senn.training.policy_defaults import policy_defaults
 from senn.training.resumable_run import ResumableRun

@@ -83,7 +83,8 @@ class NumberScale:
         NumberScale(median=49.0, scale=37.06449221645663, edges=())
         """
         levels = [0.5, *(side for low, _ in SPREADS for side in (low, 1 - low))]
-        median, *sides = _quantiles(values, levels, weight)
+        ordered, share = _ordered(values, weight)
+        median, *sides = _quantiles(ordered, share, levels)
         # divided first: the difference of two numbers near the end of the float range would overflow
         spreads = [
             sides[2 * at + 1] / deviations - sides[2 * at] / deviations
@@ -93,7 +94,7 @@ class NumberScale:
         candidates = (
             max(spreads[:2]),
             spreads[2],
-            float(values.max()) / 2 - float(values.min()) / 2,
+            float(ordered[-1]) / 2 - float(ordered[0]) / 2,
         )
         spread = next((one for one in candidates if one > 0 and isfinite(one)), 1.0)
         near, far = (sides[at + 1] / 2 - sides[at] / 2 for at in (0, 4))
@@ -101,7 +102,7 @@ class NumberScale:
             # nearly all that such a column tells lies in its quantiles
             bins *= HEAVY_FACTOR
         # halves: edges so near to each other that their difference vanishes are one
-        halves = {edge / 2 for edge in _quantiles(values, np.linspace(0, 1, bins + 1), weight)}
+        halves = {edge / 2 for edge in _quantiles(ordered, share, np.linspace(0, 1, bins + 1))}
         edges = tuple(2 * half for half in sorted(halves)) if len(halves) > 3 else ()
         return cls(median=median, scale=spread, edges=edges)
 
@@ -163,13 +164,19 @@ def mean_and_deviation(values: Floats) -> tuple[float, float]:
     return mean * largest, deviation * largest
 
 
-def _quantiles(values: Floats, levels: Any, weight: Floats | None) -> list[float]:
-    """Compute quantiles that occur among the values: the first whose share of the weight reaches each level."""
+def _ordered(values: Floats, weight: Floats | None) -> tuple[Floats, Floats]:
+    """Sort values; return them with the weight of all up to each."""
+    if weight is None:  # a sort takes a tenth of the time of finding the order
+        return np.sort(values), np.arange(1.0, len(values) + 1)
     order = np.argsort(values, kind="stable")
-    share = np.cumsum(np.ones(len(values)) if weight is None else weight[order])
+    return values[order], np.cumsum(weight[order])
+
+
+def _quantiles(ordered: Floats, share: Floats, levels: Any) -> list[float]:
+    """Compute quantiles that occur among the values: the first whose share of the weight reaches each level."""
     # of n equal weights the one at n / 2, whatever their rounding
     at = np.searchsorted(share * (1 + 1e-12), np.asarray(levels) * share[-1])
-    return [float(value) for value in values[order[np.minimum(at, len(values) - 1)]]]
+    return [float(value) for value in ordered[np.minimum(at, len(ordered) - 1)]]
 
 
 def standardize(values: Floats, center: float, scale: float) -> Floats:
