@@ -7,8 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from cli_cases import refused
+from PIL import Image
 
 import senn
+from senn.cli.fit_images import prepare_images
 from senn.cli.fit_table import prepare
 from senn.cli.main import main
 from senn.data.tabular.continued_target import continued
@@ -130,3 +132,63 @@ def test_all_networks_of_an_ensemble_go_on_and_the_first_may_grow(home, capsys):
     argv = ["fit", home / "both.csv", "--continue", home / "several", "--out", home / "x"]
     said = refused(capsys, [*argv, "--optimizer", "natural-gradient"])
     assert "an ensemble can't go on with the optimizer 'natural-gradient'" in said
+
+
+COLORS = {"blue": (0, 0, 200), "red": (200, 0, 0), "black": (0, 0, 0)}
+
+
+def pictures(folder, names, number=14):
+    draw = np.random.default_rng(0)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for at in range(number):
+            noise = draw.integers(0, 50, (12, 12, 3))
+            Image.fromarray((noise + COLORS[name]).astype(np.uint8)).save(
+                folder / name / f"{at}.png"
+            )
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A run on two classes of images, and folders to go on with."""
+    folder = tmp_path_factory.mktemp("photos")
+    pictures(folder / "old", ["blue", "red"])
+    pictures(folder / "all", ["black", "blue", "red"])
+    pictures(folder / "lost", ["black", "red"])
+    argv = ["fit", folder / "old", "--out", folder / "run", "--epochs", "2", "--quiet"]
+    assert main([str(one) for one in argv]) == 0
+    return folder
+
+
+def test_a_run_of_images_goes_on_with_new_classes(photos, capsys):
+    options = FitOptions(data=str(photos / "all"), continued=str(photos / "run"), epochs=2)
+    run, made = senn.load_run(photos / "run"), prepare_images(options)
+    assert made.encoder.labels == ("blue", "red", "black")
+    assert made.encoder.mean == run.encoder.mean
+    assert "1 class is new and gets an output of its own: 'black'" in made.notes
+    with torch.no_grad():
+        new, old = made.test_outputs(made.network().eval()), made.test_outputs(run.model)
+    assert np.allclose(new[:, :2], old, atol=1e-5)
+    assert made.digest() == prepare_images(options).digest()
+
+    out = photos / "next"
+    argv = ["fit", photos / "all", "--continue", photos / "run", "--out", out]
+    assert main([str(one) for one in [*argv, "--json"]]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["classes"] == ["blue", "red", "black"]
+    found = senn.load_run(out).predict([str(photos / "all" / "black")])
+    assert (np.asarray(found) == "black").mean() > 0.9
+
+
+def test_what_a_network_of_images_forgets_or_has_decided_is_said(photos, home, capsys):
+    lost = FitOptions(data=str(photos / "lost"), continued=str(photos / "run"))
+    said = "no image to train on has the class 'blue', so the network will forget it"
+    assert any(said in note for note in prepare_images(lost).notes)
+
+    def refusal(data, run, *options):
+        argv = ["fit", data, "--continue", run, "--out", photos / "x", *options]
+        return refused(capsys, argv)
+
+    run = photos / "run"
+    assert "--image-size can't be combined" in refusal(photos / "all", run, "--image-size", "16")
+    assert "is none of images" in refusal(photos / "all", home / "run")
+    assert "is none of a table" in refusal(home / "both.csv", run)

@@ -186,8 +186,8 @@ def _add_output_options(output: argparse._ArgumentGroup) -> None:
         "--continue",
         dest="continued",
         metavar="DIR",
-        help="tables: go on with the network of a finished run, on the rows of DATA; classes that are new get outputs "
-        "of their own",
+        help="go on with the network of a finished run, on the rows or images of DATA; classes that are new get "
+        "outputs of their own",
     )
     add("--watch", action="store_true", help="show the run in a browser on this machine")
     add("--port", type=port, metavar="N", help="port of --watch (default: any free one)")

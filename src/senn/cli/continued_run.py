@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from senn.data import Table, TableEncoder, Target
@@ -28,6 +29,8 @@ from senn.training.saved_network import load_network
 
 _DECIDED = ("column", "task", "cv", "members")
 """Options that a network decides which is there already."""
+
+_ROWS = "row", "rows again, in one table with the new ones"
 
 _OF_TABLES = (MLP, SinhOutput, Ensemble)
 """Classes of the networks that tables are fitted with."""
@@ -66,12 +69,7 @@ class ContinuedRun:
         model, encoder = load_network(Path(folder))
         if not isinstance(encoder, TableEncoder) or not isinstance(model, _OF_TABLES):
             raise SennError(f"the run in {folder!r} is none of a table, so it can't go on with one")
-        record = options.to_dict()
-        for name in _DECIDED:
-            if record[name]:
-                raise SennError(
-                    f"{option_name(name)} can't be combined with --continue: the network of {folder!r} has decided it"
-                )
+        refuse_decided(options, _DECIDED)
         if options.target not in (None, encoder.target.name):
             raise SennError(
                 f"--target {options.target!r} contradicts the run in {folder!r}, which predicts "
@@ -146,19 +144,54 @@ class ContinuedRun:
         if several > 1:
             who = f"the {several} networks of {self.folder!r} go on"
         said = [f"{who} ({widths})"]
-        new = target.labels[len(known.labels) :]
-        if new:
-            many = f"{len(new)} classes are" if len(new) > 1 else "1 class is"
-            said.append(f"{many} new and get outputs of their own: {listed(new)}")
         if known.labels:
-            counts = np.bincount(y.numpy(), minlength=len(target.labels))
-            lost = [label for label, count in zip(known.labels, counts, strict=False) if not count]
-            if lost:
-                said.append(
-                    f"no row to train on has the class {listed(lost)}, so the network will forget it: give the old "
-                    "rows again, in one table with the new ones"
-                )
+            said += class_notes(known.labels, target.labels, y.numpy(), what=_ROWS)
         return [*said, *self.encoder.surprises(frame)]
+
+
+def refuse_decided(options: FitOptions, names: Sequence[str]) -> None:
+    """Refuse options that say what a network that goes on has decided.
+
+    Args:
+        options: of the new run.
+        names: fields of these options.
+
+    Raises:
+        SennError: naming the first one that is given.
+    """
+    record = options.to_dict()
+    for name in names:
+        if record[name]:
+            raise SennError(
+                f"{option_name(name)} can't be combined with --continue: the network of {options.continued!r} has "
+                "decided it"
+            )
+
+
+def class_notes(
+    known: Sequence[Any], labels: Sequence[Any], y: NDArray[Any], *, what: tuple[str, str]
+) -> list[str]:
+    """Say which classes are new, and which will be forgotten.
+
+    Args:
+        known: labels of the network.
+        labels: these, and new ones after them.
+        y: (n,) numbers of the classes to train on.
+        what: what has no class that is forgotten, and how to give it again.
+    """
+    said, new = [], labels[len(known) :]
+    if new:
+        which = f"{len(new)} classes are new and get outputs of their own"
+        which = which if len(new) > 1 else "1 class is new and gets an output of its own"
+        said.append(f"{which}: {listed(new)}")
+    counts = np.bincount(y, minlength=len(labels))
+    lost = [label for label, count in zip(known, counts, strict=False) if not count]
+    if lost:
+        said.append(
+            f"no {what[0]} to train on has the class {listed(lost)}, so the network will forget it: give the old "
+            f"{what[1]}"
+        )
+    return said
 
 
 def parts_of(model: nn.Module) -> list[Tensor]:

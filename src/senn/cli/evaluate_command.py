@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 
 from senn.atomic_files import plain
 from senn.cli.baselines import Guess, LinearModel
-from senn.cli.fit_images import flat
 from senn.cli.score_lines import CONSTANT, LINEAR, confusion_lines, score_table
 from senn.cli.scorer import Scorer, named_positive
 from senn.cli.trained_rows import share_trained_on, trained_rows_note
 from senn.data import TableEncoder, Target
-from senn.data.images import ImageEncoder, collect_test
+from senn.data.images import ImageEncoder, collect_test, flat
 from senn.data.tabular.target import labeled
 from senn.errors import SennError
 from senn.runs import RESULTS, complete, read, read_test

@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from senn.cli.continued_images import ContinuedImages
+from senn.cli.continued_run import parts_of
 from senn.cli.prepared_data import (
     FEWEST_ROWS,
     check_start,
@@ -28,7 +30,15 @@ from senn.cli.prepared_data import (
 )
 from senn.cli.scorer import Scorer
 from senn.data import Target, split
-from senn.data.images import Collection, ImageEncoder, Images, collect, collect_test, planes
+from senn.data.images import (
+    Collection,
+    ImageEncoder,
+    Images,
+    collect,
+    collect_test,
+    flat,
+    planes,
+)
 from senn.data.images.image_arrays import share_among
 from senn.errors import SennError
 from senn.nn import ConvNet
@@ -65,6 +75,7 @@ class ImagePreparation:
         scorer: what predictions of the test part are scored by.
         validation_part: images that decide when to stop; None where training holds some out.
         remarks: on the images, one sentence each.
+        continued: the run whose network goes on; None for a network that begins.
     """
 
     collection: Collection
@@ -75,6 +86,7 @@ class ImagePreparation:
     scorer: Scorer
     validation_part: Images | None = None
     remarks: tuple[str, ...] = ()
+    continued: ContinuedImages | None = None
 
     @property
     def name(self) -> str:
@@ -148,7 +160,7 @@ class ImagePreparation:
 
     def plan(self) -> dict[str, Any]:
         """Describe the start of training and the price of growth there, JSON-able."""
-        model, hidden = _fresh(self.encoder, self.recipe), self.start
+        model, hidden = self.network(), self.start
         taps = 9  # weights of a 3 x 3 kernel
         # A unit's parameters depend on its layer, so the plan names the most expensive one.
         reads = [self.encoder.channels, *hidden[:-1]]
@@ -164,9 +176,17 @@ class ImagePreparation:
         """Return a SHA-256 of the encoded data, by which a resumed run knows its data."""
         given = [] if self.validation_part is None else [self.validation_part]
         parts = self.train_part, self.test_part, *given
-        return checksum_of(
-            self.record(), *(array for part in parts for array in (part.pixels, part.labels))
-        )
+        network = [] if self.continued is None else parts_of(self.network())
+        arrays = [array for part in parts for array in (part.pixels, part.labels)]
+        return checksum_of(self.record(), *arrays, *network)
+
+    def network(self) -> ConvNet:
+        """Return the network that training starts from; if it begins anew, its parameters are other draws."""
+        if self.continued is None:
+            return _fresh(self.encoder, self.recipe)
+        standard = ChannelStats(mean=self.encoder.mean, std=self.encoder.std)
+        x = standard(_tensor(planes(self.train_part)[:256]))
+        return self.continued.network(self.encoder.labels, x)
 
     def train(
         self, callbacks: Sequence[Callback], checkpointer: Checkpointer | None = None
@@ -187,6 +207,7 @@ class ImagePreparation:
             validation=self._validation(),
             callbacks=callbacks,
             checkpointer=checkpointer,
+            model=None if self.continued is None else self.network(),
         )
 
     def _validation(self) -> tuple[Tensor, Tensor] | None:
@@ -262,12 +283,6 @@ def _remarks(collection: Collection, train: Images, test: Images, recipe: TrainC
     return notes
 
 
-def flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return pixels (images, numbers) from 0 to 1 and classes, for linear models."""
-    pixels = images.pixels.reshape(len(images.pixels), -1)
-    return pixels.astype(np.float32) / 255, np.asarray(images.labels)
-
-
 def _fresh(encoder: ImageEncoder, recipe: TrainConfig) -> ConvNet:
     """Build a network like the one that training starts from; its parameters are other draws."""
     hidden = recipe.hidden or start_widths(encoder.side)
@@ -316,7 +331,6 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
     Raises:
         SennError: naming the file or option that is wrong.
     """
-    refuse_options(options, ("continued",), "tables, and {data} is a folder of images")
     refuse_options(
         options,
         (
@@ -342,7 +356,11 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         )
     recipe = image_config(policy=chosen_policy(options, PRICES), **recipe_fields(options))
     data_dir = None if options.data_dir is None else Path(options.data_dir)
-    collection = collect(options.data, options.image_size, data_dir)
+    continued = ContinuedImages.read(options)
+    if continued is None:
+        collection = collect(options.data, options.image_size, data_dir)
+    else:
+        collection, recipe = continued.collect(options), continued.recipe(recipe)
     train, test = collection.train, collection.test
     if len(train) < FEWEST_ROWS:
         raise SennError(f"there are {_images(len(train))}; at least {FEWEST_ROWS} are needed")
@@ -356,12 +374,16 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         # A set with a published test part keeps it, so that scores can be compared with the literature.
         kept, held_out = split(len(train), options.test_fraction, options.seed, train.labels)
         train, test = train.take(kept), train.take(held_out)
-    encoder = _encoder(collection, train, options.no_flip)
-    shape = encoder.channels, encoder.side, encoder.side
-    check_start(_fresh(encoder, recipe), recipe, shape)
+    remarks = _remarks(collection, train, test, recipe)
+    if continued is None:
+        encoder = _encoder(collection, train, options.no_flip)
+    else:
+        flip = continued.encoder.flip and not options.no_flip
+        encoder = replace(continued.encoder, labels=collection.classes, flip=flip)
+        remarks = [*continued.notes(encoder.labels, train), *remarks]
     target = Target(name="class", task="classification", labels=encoder.labels)
     scorer = Scorer.of(target, np.asarray(train.labels), options.metric)
-    return ImagePreparation(
+    made = ImagePreparation(
         collection=collection,
         train_part=train,
         test_part=test,
@@ -369,5 +391,9 @@ def prepare_images(options: FitOptions) -> ImagePreparation:
         recipe=replace(recipe, monitor=scorer.metric),
         scorer=scorer,
         validation_part=collection.validation,
-        remarks=tuple(_remarks(collection, train, test, recipe)),
+        remarks=tuple(remarks),
+        continued=continued,
     )
+    shape = encoder.channels, encoder.side, encoder.side
+    check_start(made.network(), recipe, shape)
+    return made

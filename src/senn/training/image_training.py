@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from senn import _deprecated
 from senn.errors import SennError
@@ -152,6 +152,7 @@ def train_images(
     callbacks: Sequence[Callback] = (),
     checkpointer: Checkpointer | None = None,
     device: torch.device | str | None = None,
+    model: ConvNet | None = None,
 ) -> TrainResult:
     """Train a conv net that finds its own widths on images held in memory.
 
@@ -171,6 +172,8 @@ def train_images(
         callbacks: listeners to the records.
         checkpointer: saves the state of the run, and has the state to resume from, if any; None to save nothing.
         device: where to train; None for a GPU if there is one. The network that is returned is on the CPU.
+        model: a network that goes on, with `classes` outputs; its widths replace those of the recipe. None for a fresh
+            one.
 
     Returns:
         The best network, and the history of the run.
@@ -181,7 +184,7 @@ def train_images(
     recipe = recipe or image_config()
     _check(pixels, labels, classes)
     side = pixels.shape[-1]
-    hidden = recipe.hidden or start_widths(side)
+    hidden = model.hidden if model is not None else recipe.hidden or start_widths(side)
     recipe = replace(recipe, hidden=hidden)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     most = side // 8 if shift is None else shift
@@ -201,9 +204,9 @@ def train_images(
             pixels.to(place), labels.to(place), recipe, validation=validation, generator=generator
         )
         # Built on the CPU, so that all devices draw the same weights.
-        model: nn.Module = build_conv_net(pixels.shape[1], side, classes, hidden).to(place)
+        begun = model or build_conv_net(pixels.shape[1], side, classes, hidden)
         run = fit_model(
-            model,
+            begun.to(place),
             rows,
             held_out,
             task="classification",

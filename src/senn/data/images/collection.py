@@ -91,7 +91,7 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
             side,
         )
     path = Path(source)
-    files = sorted(path.iterdir()) if path.is_dir() and _is_flat(path) else [path]
+    files = sorted(path.iterdir()) if path.is_dir() and is_flat(path) else [path]
     name = path.resolve().name if path.is_dir() else path.name.partition(".")[0]
     # parquet first: a folder of it may hold other files as well
     if any(file.suffix.lower() == ".parquet" for file in files):
@@ -110,51 +110,12 @@ def collect(source: str, side: int | None = None, data_dir: Path | None = None) 
     return replace(found, name=name, notes=(note, *found.notes))
 
 
-def collect_test(source: str, classes: Sequence[str], side: int, channels: int = 3) -> Collection:
-    """Read labeled images to test on, whose classes are known; some of them may be missing.
+def is_flat(folder: Path) -> bool:
+    """True if a folder has no sub-folders, but files that hold many images each.
 
     Args:
-        source: a folder with a sub-folder for each class, or with IDX or parquet files, or such a file.
-        classes: names by label.
-        side: of the squares.
-        channels: 1 (gray) or 3.
-
-    Returns:
-        The images, as `train`.
-
-    Raises:
-        SennError: a class isn't among those, or there is no image.
+        folder: that exists.
     """
-    path = Path(source)
-    if not path.exists():
-        raise SennError(f"there is no file or folder {source!r}")
-    if path.is_dir() and not _is_flat(path):
-        inner = innermost(path)
-        if inner != path and inner.relative_to(path).parts[0] not in classes:
-            path = inner
-        found = _part(path, classes, side, channels)
-        if found is None:
-            raise SennError(
-                f"{source!r} has no sub-folders; the images of each class belong in a sub-folder of its own"
-            )
-        images, left_out = found
-        if not len(images):
-            raise SennError(f"{source!r} holds no image that can be read")
-        return Collection(name=path.name, classes=tuple(classes), train=images, left_out=left_out)
-    read = collect(source, side)
-    strange = [name for name in read.classes if name not in classes]
-    if strange:
-        raise SennError(f"class {strange[0]!r} of {source!r} isn't among those to train on")
-    numbers = np.array([classes.index(name) for name in read.classes])
-    pixels = read.train.pixels
-    if pixels.shape[-1] != channels:
-        pixels = np.stack([square(image, side, channels) for image in pixels])
-    images = Images(pixels, numbers[read.train.labels].astype(np.int64))
-    return replace(read, classes=tuple(classes), train=images, test=None)
-
-
-def _is_flat(folder: Path) -> bool:
-    """True if a folder has no sub-folders, but files that hold many images each."""
     try:
         inside = [path for path in folder.iterdir() if not path.name.startswith(".")]
     except OSError:
@@ -204,7 +165,7 @@ def _folders(root: Path, parts: PartFolders, side: int | None) -> Collection:
     left_out, notes = [*found.left_out], [*found.notes]
     read: dict[str, Any] = {}
     for name, folder in (("validation", parts.validation), ("test", parts.test)):
-        made = None if folder is None else _part(folder, found.classes, side)
+        made = None if folder is None else read_part(folder, found.classes, side)
         if made is not None and len(made[0]):
             read[name] = made[0]
             left_out += made[1]
@@ -222,10 +183,20 @@ def _folders(root: Path, parts: PartFolders, side: int | None) -> Collection:
     )
 
 
-def _part(
+def read_part(
     folder: Path, classes: Sequence[str], side: int, channels: int = 3
 ) -> tuple[Images, tuple[LeftOut, ...]] | None:
-    """Read the images of one part; None if it has no folders of classes."""
+    """Read the images of one part.
+
+    Args:
+        folder: with a sub-folder for each class.
+        classes: names by label; others are refused.
+        side: of the squares.
+        channels: 1 (gray) or 3.
+
+    Returns:
+        The images, and those left out; None if the folder has no folders of classes.
+    """
     entries, labels = part_entries(folder, classes)
     if not entries:
         return None

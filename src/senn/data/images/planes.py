@@ -1,6 +1,8 @@
-"""Images as arrays of planes, channels first, as a network reads them."""
+"""Images as arrays of planes, channels first, as a network reads them, or flat, as a linear model does."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,3 +31,13 @@ def planes(images: Images, side: int | None = None) -> NDArray[np.uint8]:
         resized = np.asarray(source.resize((side, side), Image.Resampling.BOX))
         kept[row] = resized[None] if resized.ndim == 2 else resized.transpose(2, 0, 1)
     return kept
+
+
+def flat(images: Images) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return pixels (N, numbers) from 0 to 1 and classes, for linear models.
+
+    Args:
+        images: (N, H, W, C).
+    """
+    pixels = images.pixels.reshape(len(images.pixels), -1)
+    return pixels.astype(np.float32) / 255, np.asarray(images.labels)
