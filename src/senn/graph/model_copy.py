@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from senn import pytree
 from senn.errors import UnsupportedError, in_one_line
 from senn.graph.input_checks import opaque_reason
+
+_REGISTERS = (dict, OrderedDict, set)
+"""Types of the registers of a module, most of which are empty: hooks, buffers."""
 
 
 class OpaquePart(nn.Module):
@@ -54,6 +58,9 @@ def copy_model(model: nn.Module) -> nn.Module:
             continue
         held = {**vars(module), "_modules": None}  # modules inside have their own turn
         for value in held.values():
+            if type(value) in _REGISTERS and not value:  # `deepcopy` takes a dozen calls for each
+                memo[id(value)] = type(value)()
+                continue
             for tensor in _tensors(value):
                 if not tensor.is_leaf:
                     memo[id(tensor)] = tensor.detach().clone()

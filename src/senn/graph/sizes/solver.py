@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations, product
 from typing import Any
@@ -72,6 +73,10 @@ class SizeChange(SizeAssignment):
 
 class _IrregularError(Exception):
     """Only some units of a label class lie in a tensor, so that its new size is unknown."""
+
+
+class _WrongSizesError(Exception):
+    """A call doesn't take the sizes of a grown model."""
 
 
 class NoSolutionError(Exception):
@@ -333,9 +338,13 @@ def _replays(call: RecordedCall, sizes: SizeChange) -> bool:
     """True if a call at other sizes returns tensors of the sizes that the labels say."""
     returned = None
     if getattr(call.function, "__name__", "") in _SLOW_WITHOUT_DATA:
-        returned = _returned(call, sizes, "cpu")
+        try:
+            returned = _returned(call, sizes, "cpu")
+        except _WrongSizesError:
+            return False
     if returned is None:  # without data, even large tensors cost nothing
-        returned = _returned(call, sizes, "meta")
+        with suppress(_WrongSizesError):
+            returned = _returned(call, sizes, "meta")
     # Sizes along which no unit lies must come out as they were, too.
     return returned == [sizes.shape(tensor) for tensor in call.results]
 
@@ -345,6 +354,7 @@ _SLOW_WITHOUT_DATA = frozenset(
         *("layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"),
         *("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"),
         *("multi_head_attention_forward", "scaled_dot_product_attention"),
+        *("linear", "bilinear", "matmul", "mm", "bmm", "addmm", "baddbmm"),
     )
 )
 """Functions that torch carries out in Python on tensors without data, which takes many times as long as on small real
@@ -354,7 +364,11 @@ _SMALL = 1 << 16
 
 
 def _returned(call: RecordedCall, sizes: SizeChange, device: str) -> list[list[int]] | None:
-    """Sizes of the tensors that a call returns at other sizes; None if it fails, or has too much to compute."""
+    """Sizes of the tensors that a call returns at other sizes; None if it has too much to compute, or no code there.
+
+    Raises:
+        _WrongSizesError: it doesn't take these sizes.
+    """
     entries = 0
 
     def resized(leaf: Any) -> Any:
@@ -375,6 +389,10 @@ def _returned(call: RecordedCall, sizes: SizeChange, device: str) -> list[list[i
             result = call.function(*args, **kwargs)
     except _IrregularError:
         raise
-    except Exception:  # whatever the function says against these sizes
-        return None
+    except Exception as error:  # whatever the function says against these sizes
+        if entries > _SMALL or "not implemented" in str(
+            error
+        ):  # then it may say nothing about them
+            return None
+        raise _WrongSizesError from error
     return [list(leaf.shape) for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
