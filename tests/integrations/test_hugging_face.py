@@ -15,7 +15,13 @@ pytest.importorskip("accelerate")
 import safetensors.torch
 from accelerate import DistributedType, PartialState
 from surgery_cases import widen
-from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import senn
 from senn import PricePolicy, SennError
@@ -57,14 +63,8 @@ def fit(folder, expansion, *, resume=None, model=None, trainer_options=None, **o
         output_dir=str(folder), max_steps=20, per_device_train_batch_size=16, learning_rate=0.02, weight_decay=0.1,
         save_steps=8, report_to=[], disable_tqdm=True, use_cpu=True, logging_strategy="no", **options,
     )  # fmt: skip
-    callbacks = [expansion] if expansion else []
-    trainer = Trainer(
-        model or vit(),
-        arguments,
-        train_dataset=DATA,
-        callbacks=callbacks,
-        **(trainer_options or {}),
-    )
+    trainer_options = {"callbacks": [expansion] if expansion else [], **(trainer_options or {})}
+    trainer = Trainer(model or vit(), arguments, train_dataset=DATA, **trainer_options)
     trainer.train(resume_from_checkpoint=resume)
     return trainer
 
@@ -248,6 +248,41 @@ def test_a_model_that_always_computes_its_loss_grows(returns, tmp_path):
     trainer = fit(tmp_path, expansion, model=Own(returns), save_strategy="no")
     assert not events(expansion, "fault")
     assert parameters(trainer.model) > parameters(Own(returns))
+
+
+class NewClasses(TrainerCallback):
+    """Adds two classes in the middle of a run."""
+
+    def __init__(self, expansion):
+        self.expansion = expansion
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 4:
+            self.expansion.session.change(
+                lambda grower: grower.add_outputs(
+                    2, names=["left", "right"], batch=({"pixel_values": X[:8]}, Y[:8])
+                ),
+                4,
+            )
+
+
+def test_new_classes_come_back_with_a_checkpoint(tmp_path):
+    expansion = SelfExpansion(ONCE)
+    trainer = fit(
+        tmp_path / "a",
+        expansion,
+        trainer_options={"callbacks": [expansion, NewClasses(expansion)]},
+    )
+    assert trainer.model.config.num_labels == 6
+    checkpoint = tmp_path / "a" / "checkpoint-8"
+    other = SelfExpansion(ONCE, resume_from=checkpoint)
+    resumed = fit(tmp_path / "b", other, resume=str(checkpoint), save_strategy="no")
+    for model in (resumed.model, load(checkpoint, into=vit())):
+        assert model.num_labels == model.config.num_labels == model.classifier.out_features == 6
+        assert model.config.id2label[5] == "right"
+        assert model.config.label2id["left"] == 4
+        assert model(pixel_values=X[:4], labels=torch.tensor([0, 3, 4, 5])).logits.shape == (4, 6)
+    assert same(trainer.model.state_dict(), resumed.model.state_dict())
 
 
 def test_two_in_one_trainer_are_refused(tmp_path):

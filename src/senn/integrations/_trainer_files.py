@@ -55,6 +55,7 @@ def load(folder: str | Path, into: nn.Module) -> Any:
         raise SennError(f"{str(folder)!r} doesn't hold both {SIZES} and {path.name}")
     resize_like(into, saved["sizes"])
     state = safetensors.torch.load_file(path)
+    name_classes(into, saved.get("classes"))
     rename_in_place(state, saved["names"])
     # Not strict: tied tensors are saved once.
     into.load_state_dict(state, strict=False)
@@ -73,9 +74,12 @@ def write(folder: Path, model: nn.Module, growth: Mapping[str, Any]) -> None:
     Raises:
         SennError: the folder can't be written.
     """
-    document, data = packed(
-        {"sizes": describe_shapes(model), "names": _saved_names(model), **growth}
-    )
+    described = {
+        "sizes": describe_shapes(model),
+        "names": _saved_names(model),
+        "classes": class_names(model),
+    }
+    document, data = packed({**described, **growth})
     head = {"format": FORMAT, "version": VERSION, "numbers": atomic_files.file_digest(data)}
     text = atomic_files.to_checksummed_json({**head, "state": document}, indent=None)
     try:
@@ -99,6 +103,35 @@ def read(folder: Path) -> Mapping[str, Any] | None:
     data = atomic_files.verify_file(path, document.get("numbers"), _MOST_BYTES, SIZES)
     state: Mapping[str, Any] = unpacked(document["state"], data, path)
     return state
+
+
+def class_names(model: nn.Module) -> list[str] | None:
+    """List the names of the classes in a model's configuration; None if it names none.
+
+    Args:
+        model: any module.
+    """
+    table = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(table, dict) or sorted(table) != [*range(len(table))]:
+        return None
+    return [str(table[number]) for number in range(len(table))]
+
+
+def name_classes(model: Any, names: Sequence[str] | None) -> None:
+    """Give a model the classes that a saved one had, new ones included.
+
+    Args:
+        model: a model with the sizes of the saved one; its configuration and its modules' `num_labels` change.
+        names: of the classes; None if the saved model, or an older senn, named none.
+    """
+    own = class_names(model)
+    if names is None or own is None or len(own) == len(names):
+        return
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+    for module in model.modules():
+        if vars(module).get("num_labels") == len(own):
+            module.num_labels = len(names)
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -147,6 +147,7 @@ class SelfExpansion(TrainerCallback):
                     files.renamed(incoming, saved["names"]), tensor_shapes(saved["sizes"])
                 ):
                     resize_like(module, saved["sizes"], snapshot)
+                    files.name_classes(module, saved.get("classes"))
                     files.rename_in_place(incoming, saved["names"])
                     return
 
