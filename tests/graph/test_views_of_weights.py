@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from senn.graph import analyze
+from senn.surgery import Prune, transaction
 
 
 def _net(forward, *, first=(3, 4), last=(4, 2), **parameters) -> nn.Module:
@@ -248,3 +249,51 @@ def test_a_frozen_table_that_makes_a_stream_alone_is_named():
     )
     model.table.requires_grad_(False)
     assert reasons(analyze(model, batch(5, 3)))["table"] == "it has a frozen weight"
+
+
+class Windows(nn.Module):
+    """A stream of tokens with learned positions, of which a window may read the first ones only."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind = kind
+        self.tokens, self.table = nn.Embedding(20, 6), nn.Embedding(9, 6)
+        self.positions = nn.Parameter(torch.randn(1, 9, 6))
+        self.up, self.down, self.head = nn.Linear(6, 5), nn.Linear(5, 6), nn.Linear(6, 20)
+
+    def forward(self, ids):
+        length = ids.shape[1]
+        if self.kind == "parameter":
+            x = self.tokens(ids) + self.positions[:, :length]
+        elif self.kind == "rows of a table":
+            x = self.tokens(ids) + self.table.weight[:length]
+        else:  # the last positions belong to somebody else
+            x = self.tokens(ids) + self.positions[:, :length]
+            x = x + self.down(torch.relu(self.up(x) + self.positions[0, 7:, :5].sum(0)))
+        return self.head(x + self.down(torch.relu(self.up(x))))
+
+
+@pytest.mark.parametrize("kind", ["parameter", "rows of a table"])
+def test_positions_that_a_short_window_leaves_unread_grow_with_the_others(kind):
+    torch.manual_seed(0)
+    model = Windows(kind)
+    long, short = torch.randint(0, 20, (3, 9)), torch.randint(0, 20, (3, 4))
+    whole, part = analyze(model, long), analyze(model, short)
+    for name in ("tokens", "up"):
+        one, other = whole.group(name), part.group(name)
+        assert one.width == other.width
+        assert [(x.name, x.dim, x.role) for x in one.dims] == [
+            (x.name, x.dim, x.role) for x in other.dims
+        ]
+    before = [model(ids) for ids in (long, short)]
+    transaction(model, [Prune("tokens", (2,), {})], part)
+    assert model.head.in_features == 5
+    assert model(long).shape == before[0].shape
+    assert not torch.equal(model(short), before[1])
+
+
+def test_positions_that_somebody_else_reads_stay():
+    model = Windows("shared")
+    graph = analyze(model, torch.randint(0, 20, (3, 4)))
+    assert [one.name for one in graph.groups if one.name == "tokens"] == []
+    assert any(one.place == "tokens" for one in graph.refusals)

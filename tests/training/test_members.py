@@ -12,7 +12,7 @@ from senn.policies import PaperPolicy
 from senn.training import Callback, TrainConfig, train
 from senn.training.batches import Rows
 from senn.training.member_plan import MemberPlan, member_epochs, plan_members
-from senn.training.members import _Members, fresh_copy, train_members
+from senn.training.members import _Members, class_shares, fresh_copy, train_members
 
 QUICK = TrainConfig(hidden=(5,), epochs=3, growth_steps=5, members=4, seed=3)
 
@@ -158,6 +158,27 @@ def test_how_many_there_are_follows_from_rows_and_limits():
         count(members=2, average="ema")
     with pytest.raises(SennError, match="members=2 can't be combined with the optimizer 'lbfgs'"):
         count(members=2, optimizer="lbfgs")
+
+
+def test_targets_are_smoothed_towards_the_shares_of_the_classes():
+    weight = torch.linspace(0.5, 2, 160)
+    members = together(rows(weight=weight), None, count=3)
+    shares = class_shares(members.rows, members.models[0])
+    y = members.rows.y
+    assert float(shares[1]) == pytest.approx(float(weight[y == 1].sum() / weight.sum()))
+    outputs = torch.randn(2, 160, 2)
+    soft = 0.97 * F.one_hot(y, 2) + 0.03 * shares
+    wanted = torch.stack([F.cross_entropy(one, soft, reduction="none") for one in outputs])
+    torch.testing.assert_close(members._losses(outputs, y.expand(2, -1)), wanted)
+    # the best constant prediction is still that of the shares
+    logits = shares.log().expand(1, 160, 2).clone().requires_grad_()
+    losses = members._losses(logits, y.expand(1, -1)) * weight
+    losses.sum().backward()
+    torch.testing.assert_close(logits.grad.sum(1), torch.zeros(1, 2), atol=1e-4, rtol=0)
+    numbers = together(rows(classes=False), None, classes=False, count=2)
+    values = torch.randn(1, 160, 1)
+    wanted = (values - numbers.rows.y).square().mean(2)
+    torch.testing.assert_close(numbers._losses(values, numbers.rows.y[None]), wanted)
 
 
 def test_without_time_for_them_there_are_none():

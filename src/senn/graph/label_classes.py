@@ -215,7 +215,7 @@ class LabelClasses:
                 continue
             # A bias is made with the rows: new units need new entries of it, not copies of old ones.
             is_bias = origin.module in makers and origin.tensor.startswith("bias")
-            dim, units = _line(units, origin.dim, origin.name)
+            dim, units = _line(self._with_unread(units, origin), origin.dim, origin.name)
             _add_dim(one, "producer" if is_bias else "elementwise", origin.name, dim, units)
         for use in self.trace.uses:
             units = unit_number[self.units[use.columns]]
@@ -229,6 +229,24 @@ class LabelClasses:
         one.dims.sort(key=lambda place: _ORDER.index(place.role))
         if not one.is_output and (not one.dims or one.dims[-1].role != "consumer"):
             raise _RefusedError("no linear map reads its units")
+
+    def _with_unread(self, units: Tensor, origin: LabelOrigin) -> Tensor:
+        """Count entries that the pass didn't read to the unit beside them, as the last positions of a longer window.
+
+        Args:
+            units: the unit of each entry of a tensor, -1 for none.
+            origin: the tensor.
+        """
+        if origin.dim is not None or unit_axis(units) is not None:
+            return units
+        # What is read shares its unit with what is made of it.
+        is_unread = torch.bincount(self.units)[self._units_of(origin)] == 1
+        for dim in range(units.dim()):
+            others = [other for other in range(units.dim()) if other != dim]
+            own = units.amax(others, keepdim=True)
+            if bool(((own >= 0) & ((units == own) | is_unread)).all()):
+                return own.expand_as(units)
+        return units
 
     def places_of_all(self, numbers: Collection[int]) -> list[LabelClassDim]:
         """Return where all units of some classes lie, taken for one unit; empty if they can't change.
