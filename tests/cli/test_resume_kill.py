@@ -3,14 +3,11 @@
 `benchmarks/kills.py` tries more moments, other signals and several processes.
 """
 
-import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +15,12 @@ import pytest
 from kill_cases import PACKAGES
 from PIL import Image
 
-import senn
 from senn import atomic_files
 from senn.cli.main import main
 from senn.runs import read
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes can't be forked here")
-TABLE = ["wine", "--epochs", "8", "--seed", "3"]
+TABLE = ["wine", "--epochs", "5", "--seed", "3"]
 TRIALS = {
     "table": (TABLE, {"surgery": 1, "runs": 1}),
     "natural gradient": ([*TABLE, "--optimizer", "natural-gradient"], {"training": 1}),
@@ -47,9 +43,10 @@ def images(tmp_path_factory):
     return folder
 
 
-@contextlib.contextmanager
-def server(folder):
-    """What carries out a list of trials, as a function."""
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """What carries out a list of trials, as a function, and the folder of their runs."""
+    folder = tmp_path_factory.mktemp("runs")
     script = Path(__file__).parents[1] / "helpers" / "kill_cases.py"
     argv = [sys.executable, str(script), str(folder)]
     with (folder / "errors").open("w+") as errors:
@@ -63,7 +60,7 @@ def server(folder):
                 assert answer, (folder / "errors").read_text()
                 return json.loads(answer)
 
-            yield served
+            yield served, folder
             process.stdin.close()
         assert process.returncode == 0
 
@@ -80,12 +77,8 @@ def content(run):
     return results, history, files, sorted(entry.name for entry in run.iterdir())
 
 
-def test_four_of_four_kills_cost_nothing(tmp_path, images):
-    with server(tmp_path) as served:
-        kill_and_compare(tmp_path, images, served)
-
-
-def kill_and_compare(tmp_path, images, served):
+def test_four_of_four_kills_cost_nothing(server, images):
+    served, folder = server
     argv = {
         name: [str(images) if one == "IMAGES" else one for one in of]
         for name, (of, _) in TRIALS.items()
@@ -107,7 +100,7 @@ def kill_and_compare(tmp_path, images, served):
             for package, times in packages.items()
             for _ in range(times)
         ]
-        whole = content(tmp_path / f"whole-{number}")
+        whole = content(folder / f"whole-{number}")
         assert any(record["event"] == "growth" for record in whole[1])
         expected += [whole] * sum(packages.values())
     assert len(trials) == 4
@@ -116,33 +109,34 @@ def kill_and_compare(tmp_path, images, served):
     )
     for number, (trial, one) in enumerate(zip(trials, done, strict=True)):
         assert one["first"]["code"] == -9, (trial, one)
-        assert content(tmp_path / str(number)) == expected[number], (trial, one)
+        assert content(folder / str(number)) == expected[number], (trial, one)
     assert sum("checkpoint" in " ".join(one["left"] or ()) for one in done) >= 2
 
 
-def test_a_true_process_is_killed_and_goes_on(tmp_path, capsys):
-    """Figure and all, from another working directory, with a table that is named by a relative path."""
+def test_another_process_goes_on_from_another_working_directory(server, tmp_path, capsys):
+    """With a table that is named by a relative path."""
+    served, folder = server
     rows = "".join(f"{at % 7},{at % 5},{'ab'[at % 7 > 3]}\n" for at in range(300))
     (tmp_path / "table.csv").write_text("x,y,kind\n" + rows)
-    command = [sys.executable, "-m", "senn.cli.main", "fit"]
-    argv = ["table.csv", "--target", "kind", "--epochs", "6", "--out", "run", "--quiet"]
-    env = {**os.environ, "PYTHONPATH": str(Path(senn.__file__).parents[1])}
-    process = subprocess.Popen(
-        [*command, *argv], cwd=tmp_path, env={**env, "SENN_CHECKPOINT_SECONDS": "0"}
-    )
-    while not list((tmp_path / "run" / "unfinished").glob("checkpoint-*")):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -9
-    saved = read(tmp_path / "run")
+    argv = ["table.csv", "--target", "kind", "--epochs", "6"]
+    killed = {"argv": argv, "package": "runs", "at": 200, "cwd": str(tmp_path), "place": "relative"}
+    (done,) = served([killed])
+    assert done["first"]["code"] == -9
+    saved = read(run := folder / "relative")
     assert saved.results is None
     assert saved.unfinished
     assert saved.options.data == f"{tmp_path}/table.csv"
-    assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
+    assert main(["fit", "--resume", str(run)]) == 0
     assert "note: resumed after step" in capsys.readouterr().out
-    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+    assert sorted(entry.name for entry in run.iterdir()) == [
         "growth.png", "history.jsonl", "model.json", "model.safetensors", "results.json", "test.json"
     ]  # fmt: skip
-    results = atomic_files.read_checksummed_json(tmp_path / "run" / "results.json", "senn-run", 2)
+    results = atomic_files.read_checksummed_json(run / "results.json", "senn-run", 2)
     assert not results["interrupted"]
+
+
+def test_closed_streams_end_no_training_and_take_no_files_number(server):
+    served, folder = server
+    (done,) = served([{"argv": ["wine", "--epochs", "1"], "closed": True, "place": "closed"}])
+    assert done["first"]["code"] == 0
+    assert main(["show", str(folder / "closed")]) == 0  # every file is intact

@@ -44,8 +44,13 @@ class Killer:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def called(argv: list[str], killer: Killer | None = None) -> dict[str, object]:
-    """A command in a process of its own; what it returned, how it was killed, and what it printed."""
+def called(
+    argv: list[str], killer: Killer | None = None, cwd: str = ".", closed: bool = False
+) -> dict[str, object]:
+    """A command in a process of its own; what it returned, how it was killed, and what it printed.
+
+    With `closed` it has neither standard input nor output nor errors, nor files with their numbers.
+    """
     out, into = os.pipe()
     process = os.fork()
     if process == 0:
@@ -53,7 +58,11 @@ def called(argv: list[str], killer: Killer | None = None) -> dict[str, object]:
         try:
             from senn.cli.main import main
 
-            text = io.StringIO()
+            os.chdir(cwd)
+            text = None if closed else io.StringIO()
+            if closed:
+                os.closerange(0, 3)
+                sys.stdin = None
             sys.settrace(killer)
             with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
                 code = main(argv)
@@ -61,7 +70,7 @@ def called(argv: list[str], killer: Killer | None = None) -> dict[str, object]:
             counts = {} if killer is None else killer.counts
             told = {
                 "counts": counts,
-                "text": text.getvalue()[-3000:],
+                "text": text.getvalue()[-3000:] if text else "",
                 "modules": [*sys.modules],
             }
             with os.fdopen(into, "w") as pipe:
@@ -112,7 +121,7 @@ def answered(folder: Path, trials: list[dict[str, object]]) -> list[dict[str, ob
         killer = (
             Killer(trial.get("package", ""), trial.get("at", 0)) if "package" in trial else None
         )
-        first = called(argv, killer)
+        first = called(argv, killer, trial.get("cwd", "."), trial.get("closed", False))
         left = (
             sorted(entry.name for entry in (place / "unfinished").glob("*"))
             if place.exists()
