@@ -7,8 +7,9 @@ BIN := .venv/bin
 run: .venv/.run
 	$(BIN)/senn fit digits --out runs/digits --overwrite
 
+# Many tests start processes of their own: compiled once, senn and the tests begin much sooner.
 test: .venv/.dev
-	$(BIN)/python -m pytest
+	PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

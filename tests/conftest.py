@@ -17,7 +17,7 @@ gc.disable()
 
 LONGEST = {
     "test_four_of_four_kills_cost_nothing",
-    "test_forty_damaged_folders",
+    "test_damaged_folders",
     "test_torchrun_ends_together_and_goes_on",
     "test_random_models_in_random_orders",
 }

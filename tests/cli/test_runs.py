@@ -328,13 +328,13 @@ def test_a_folder_where_a_file_belongs_is_refused_before_any_work(tmp_path, name
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_forty_damaged_folders(tmp_path, monkeypatch):
+def test_damaged_folders(tmp_path, monkeypatch):
     path = Path(__file__).parents[2] / "benchmarks" / "damaged_folders.py"
     monkeypatch.syspath_prepend(path.parent)
     spec = importlib.util.spec_from_file_location("damaged_folders", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    found = module.measure(40, 2, tmp_path, sparing=2)
+    found = module.measure(30, 2, tmp_path, sparing=2)
     assert found["bad"] == []
     assert found["peak_mb"] < 4000
     for use, counts in found["counts"].items():

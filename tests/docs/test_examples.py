@@ -25,8 +25,8 @@ def load(name: str, monkeypatch):
 def test_a_transformers_model_grows_in_its_own_loop(capsys, monkeypatch):
     pytest.importorskip("transformers")
     example = load("hugging_face", monkeypatch)
-    example.LOOK, example.BUDGET = 128, 5_000
-    example.main(["--seeds", "1", "--epochs", "2", "--rounds", "1"])
+    example.SCORED, example.BUDGET = 128, 5_000
+    example.main(["--seeds", "1", "--epochs", "1", "--rounds", "1"])
     printed = capsys.readouterr().out
     ungrown, grown = (
         int(size.replace(",", "")) for size in re.findall(r"grown: ([\d,]+) parameters", printed)
@@ -52,7 +52,7 @@ def test_a_lightning_module_grows_in_its_own_trainer(capsys, monkeypatch):
 def test_a_bert_grows_in_the_trainer_of_transformers(capsys, monkeypatch):
     pytest.importorskip("transformers")
     pytest.importorskip("accelerate")
-    load("hugging_face_trainer", monkeypatch).main(["--steps", "24"])
+    load("hugging_face_trainer", monkeypatch).main(["--steps", "12"])
     printed = capsys.readouterr().out
     start, end = re.search(
         r"([\d,]+) -> ([\d,]+) parameters, held-out accuracy 0\.\d+", printed
@@ -62,12 +62,12 @@ def test_a_bert_grows_in_the_trainer_of_transformers(capsys, monkeypatch):
     assert sum(int(one.replace(",", "")) for one in changes) == int(end.replace(",", "")) - int(
         start.replace(",", "")
     )
-    assert "resumed from step 12 in a fresh small model: the same model\n" in printed
+    assert "resumed from step 6 in a fresh small model: the same model\n" in printed
 
 
 def test_a_network_grows_in_an_own_loop_with_accelerate(capsys, monkeypatch):
     pytest.importorskip("accelerate")
-    load("accelerate_loop", monkeypatch).main(["--epochs", "2"])
+    load("accelerate_loop", monkeypatch).main(["--epochs", "1"])
     printed = capsys.readouterr().out
     assert re.search(r"step \d+: widen \S+: \d+ -> \d+, promised \+", printed)
     assert re.search(r"[\d,]+ parameters, held-out accuracy [01]\.\d+\n$", printed)

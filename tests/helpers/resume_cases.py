@@ -15,7 +15,7 @@ Y = torch.tensor(_DIGITS.target[:400])
 
 
 TABLE = TrainConfig(
-    epochs=5,
+    epochs=3,
     batch_size=64,
     addition_rounds=(0.05, 0.1, 0.3),
     pruning_rounds=(0.6,),

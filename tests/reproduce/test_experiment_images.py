@@ -76,15 +76,15 @@ def test_a_device_that_is_not_here_is_one_sentence():
 
 @pytest.mark.skipif("SENN_DATA" not in os.environ, reason="SENN_DATA names no folder of image sets")
 def test_a_set_is_held_out_before_it_is_cut_down(monkeypatch):
-    found = load_images("tiny-imagenet")  # once: reading it takes longer than all the rest
+    found = load_images("cifar-10")  # once: reading it takes longer than all the rest
     monkeypatch.setattr(image_runs, "load_images", lambda *_: found)
-    data = load("tiny-imagenet", 16, 300, 200, seed=3)
+    data = load("cifar-10", 16, 300, 200, seed=3)
     whole = found.hold_out(200, 3)
     assert (len(data.train), len(data.validation), len(data.test), data.classes) == (
         300,
         200,
-        2500,
-        50,
+        10_000,
+        10,
     )
     assert np.array_equal(data.validation.pixels, planes(whole.validation, 16))
     assert np.array_equal(data.train.labels, whole.train.labels[:300])
@@ -93,6 +93,6 @@ def test_a_set_is_held_out_before_it_is_cut_down(monkeypatch):
     assert (standardized.std((0, 2, 3)) - 1).abs().max() < 1e-3
     with pytest.raises(
         SennError,
-        match="24,801 training images of tiny-imagenet are asked for, and there are 24,800",
+        match="49,801 training images of cifar-10 are asked for, and there are 49,800",
     ):
-        load("tiny-imagenet", 16, 24_801, 200, seed=3)
+        load("cifar-10", 16, 49_801, 200, seed=3)

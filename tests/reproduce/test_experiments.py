@@ -17,14 +17,14 @@ from senn_reproduce.results import figures, table
 
 QUICK = {
     moons: moons.Settings(
-        steps=50,
+        steps=30,
         every=10,
         candidate_config=CandidateConfig(
             units=24, identity_bases=4, ascent_steps=3, activation="Rational"
         ),
     ),
     regression: regression.Settings(
-        steps=45, every=9, candidate_config=CandidateConfig(units=24, ascent_steps=3)
+        steps=27, every=9, candidate_config=CandidateConfig(units=24, ascent_steps=3)
     ),
 }
 
@@ -66,7 +66,7 @@ def test_moons_grow_from_nothing_and_learn():
 def test_watching_the_score_changes_nothing():
     plain, watched = (moons.run(101, QUICK[moons], watch=watch) for watch in (0, 10))
     assert watched.record["test"] == plain.record["test"]
-    assert [step for step, _ in watched.scores] == [0, 10, 20, 30, 40]
+    assert [step for step, _ in watched.scores] == [0, 10, 20]
     assert len(watched.phases) == len(plain.phases)
 
 
@@ -83,7 +83,7 @@ def test_a_run_depends_on_its_seed_alone():
 def test_theorem_3_1_bounds_the_additions_of_a_round(experiment, tau):
     alpha = 1e-3
     quick = QUICK[experiment]
-    settings = type(quick)(**{**vars(quick), "policy": PaperPolicy(tau, alpha), "steps": 51})
+    settings = type(quick)(**{**vars(quick), "policy": PaperPolicy(tau, alpha), "steps": 31})
     additions = experiment.run(102, settings).additions
     assert any(additions)
     assert max(additions) < max_additions(tau, alpha)
