@@ -1,6 +1,7 @@
 """Thousands of hostile inputs, each for one command in a process of its own: what crashes, hangs, escapes, swells?
 
     python benchmarks/fuzz.py --cases 5000 --out benchmarks/results/fuzz.json
+    python benchmarks/fuzz.py --first 4000 --cases 1000 --out ...  # adds to what was stored of the 4,000 before
     python benchmarks/fuzz.py --only 1234          # one case again, with what it printed
     python benchmarks/fuzz.py --short --cases 20   # seconds: tables, images and saved models without a run
 
@@ -318,6 +319,18 @@ def measure(home: Home, cases: int, seed: int, *, first: int = 0, jobs: int = 1)
     }
 
 
+def added(earlier: dict[str, Any], later: dict[str, Any], first: int) -> dict[str, Any]:
+    """Add the counts of cases to those of the cases before them."""
+    assert (earlier["cases"], earlier["seed"]) == (first, later["seed"]), "these aren't the next"
+    counts = {
+        family: dict(Counter(kinds) + Counter(later["counts"][family]))
+        for family, kinds in earlier["counts"].items()
+    }
+    most = {name: max(earlier[name], later[name]) for name in ("most_megabytes", "longest_seconds")}
+    cases, bad = first + later["cases"], [*earlier["bad"], *later["bad"]]
+    return {**earlier, "cases": cases, "counts": counts, "bad": bad, **most}
+
+
 def _is_bad(found: dict[str, Any]) -> bool:
     return found["verdict"] not in ("answered", "refused")
 
@@ -367,8 +380,10 @@ def main() -> None:
     )
     if args.out is not None:
         short = " --short" * args.short
-        head = {"command": f"fuzz.py --cases {args.cases} --seed {args.seed}{short}"}
-        args.out.write_text(json.dumps({**head, **results}, indent=1) + "\n")
+        if args.first and args.out.exists():
+            results = added(json.loads(args.out.read_text()), results, args.first)
+        head = {"command": f"fuzz.py --cases {results['cases']} --seed {args.seed}{short}"}
+        args.out.write_text(json.dumps({**results, **head}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -57,6 +57,22 @@ class TestInterruption:
         assert results["frontier"] is not None
         assert results["test"]
 
+    def test_scores_that_there_was_no_time_for_are_told(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.setattr("senn.cli.fit_results.SCORED", 0.0)
+
+        def interrupt(self, record):
+            signal.raise_signal(signal.SIGINT)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(LinesCallback, "on_epoch", interrupt)
+            assert main([*fit(tmp_path, "wine"), "--epochs", "2"]) == 130
+        told = "note: the run was asked to end, which left time for no scores of the test"
+        assert told in capsys.readouterr().out
+        assert not (tmp_path / "run" / "test.json").exists()
+        assert main(["fit", "--resume", str(tmp_path / "run")]) == 0
+        assert told not in capsys.readouterr().out
+        assert (tmp_path / "run" / "test.json").exists()
+
     def test_before_training_nothing_is_written(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setattr(
             fit_command, "_prepare", lambda *args: signal.raise_signal(signal.SIGINT)

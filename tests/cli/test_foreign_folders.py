@@ -208,6 +208,9 @@ def test_a_run_at_work_is_told_from_one_that_was_broken_off(tmp_path, capsys):
             ["fit", "wine", "--overwrite", "--out", tmp_path / "run"],
         ):
             assert "another process is at work" in refused(capsys, argv)
+        assert "still at work" in refused(capsys, ["predict", tmp_path / "run", "wine"])
+        assert main(["show", str(tmp_path / "run")]) == 0
+        assert "it is unfinished; another process is at work on it" in capsys.readouterr().out
         folder.has_checkpoint = True
     assert "resume it: senn fit --resume" in refused(
         capsys, ["fit", "wine", "--out", tmp_path / "run"]

@@ -1,6 +1,7 @@
 """Standard output that takes no more, has gone, or is a terminal that obeys what is written to it."""
 
 import io
+import os
 import pathlib
 import sys
 
@@ -78,3 +79,13 @@ def test_a_full_disk_behind_standard_output_ends_no_training(tmp_path, monkeypat
     said = capsys.readouterr().err
     assert "No space left on device), so the run goes on in silence" in said
     assert (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_plan_whose_reader_has_gone_ends_like_any_listing(monkeypatch):
+    """Rich would end it with another exit code."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb", buffering=0) as nobody:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(nobody, write_through=True))
+        assert main(["fit", "wine", "--dry-run"]) == 0
+        monkeypatch.undo()

@@ -74,7 +74,13 @@ def test_record(
         details["trained_on"] = kept_fingerprints(*train)
         return details
 
-    return record, signals.run_interruptible(SCORED, score, None)
+    details = signals.run_interruptible(SCORED, score, None)
+    if details is None:
+        what = "only some of the scores" if record["test"] else "no scores"
+        record["test_notes"].append(
+            f"the run was asked to end, which left time for {what} of the test; it has them all once it is resumed"
+        )
+    return record, details
 
 
 _FEWEST_INDEPENDENT = 12

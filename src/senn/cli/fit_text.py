@@ -61,7 +61,9 @@ def report_outcome(say: LinePrinter, out: Path, results: dict[str, Any], *, as_j
     if results["frontier"] is not None:
         say(_smaller(Frontier.from_dict(results["frontier"]), members))
     names = (WEIGHTS, DESCRIPTION, HISTORY, RESULTS, TEST, FIGURE)
-    say(f"written to {out}: {', '.join(name for name in names if (out / name).exists())}")
+    written = [name for name in names if (out / name).exists()]
+    more = "" if FIGURE in written else f"; there was no time to draw {FIGURE}"
+    say(f"written to {out}: {', '.join(written)}{more}")
 
 
 def _smaller(sizes: Frontier, members: int) -> str:

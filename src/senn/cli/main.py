@@ -31,6 +31,9 @@ _COMMANDS = {
     "reproduce": "senn.cli.reproduce_command",
 }
 
+_SLOW = ("predict", "evaluate", "export", "report", "serve")
+"""Commands that import PyTorch before they say anything of their own."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command of `senn`.
@@ -51,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             # Flushed here, so that a closed pipe or a full disk is caught below, not at Python's exit.
             sys.stdout.flush()
         except SystemExit:  # after --help
-            _finish_output()
+            try:
+                sys.stdout.flush()
+            except OSError as error:
+                raise SystemExit(_explain(error)) from error
             raise
         except (Exception, KeyboardInterrupt) as error:
             code = _explain(error)
@@ -82,12 +88,18 @@ def _parse(argv: Sequence[str] | None) -> dict[str, Any]:
 
 def _announce(name: str, arguments: Mapping[str, Any]) -> None:
     """Say what has begun before PyTorch is imported, which may take seconds."""
-    data = arguments.get("resume") or arguments.get("data")
     is_silent = arguments.get("quiet") or arguments.get("json")
     is_first = os.environ.get("RANK", "0") == "0"
-    if name == "fit" and data and is_first and not is_silent and "torch" not in sys.modules:
+    if is_silent or not is_first or "torch" in sys.modules:
+        return
+    stream, what = sys.stdout, arguments.get("resume") or arguments.get("data")
+    if name != "fit":
+        # What the other commands print is their answer, and often read by a program.
+        stream, what = sys.stderr, arguments.get("folder") or (arguments.get("folders") or [""])[0]
+        what = what if name in _SLOW and stream.isatty() else None
+    if what:
         with suppress(OSError):  # whether that ends the command is decided where it prints more
-            print(f"reading {data}", flush=True)
+            print(f"reading {what}", file=stream, flush=True)
 
 
 def _explain(error: BaseException) -> int:
@@ -116,13 +128,6 @@ def _explain(error: BaseException) -> int:
         what = f"{culprit} can't be written or read: {error.strerror or error}"
         return _complain(what, EXIT_BAD_INPUT)
     raise error
-
-
-def _finish_output() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        _mute_output()
 
 
 def _mute_output() -> None:

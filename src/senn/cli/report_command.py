@@ -10,7 +10,7 @@ from senn import atomic_files
 from senn.checkpoint import load
 from senn.errors import SennError
 from senn.export import python_source
-from senn.runs import REPORT, complete, read, read_test
+from senn.runs import REPORT, complete, is_at_work, read, read_test
 from senn.viz.report import RunReport, page
 
 _MOST = 20
@@ -39,6 +39,11 @@ def run(*, folders: Sequence[Path], out: Path | None) -> int:
     out.parent.mkdir(parents=True, exist_ok=True)
     atomic_files.write_output(out, atomic_files.encoded(text))
     print(f"written to {out}: {len(text) / 1e6:.1f} MB, opens in any browser, without a network")
+    for folder in folders:
+        if is_at_work(folder):
+            print(
+                f"the run in {folder} is still at work: the page shows what it has written so far"
+            )
     return 0
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from senn.cli.score_lines import confusion_lines, fold_table, score_table, tested
-from senn.runs import SavedRun, read
+from senn.runs import SavedRun, is_at_work, read
+
+_AT_WORK = "another process is at work on it"
 
 
 def run(*, folder: Path, json: bool) -> int:
@@ -35,7 +37,8 @@ def run(*, folder: Path, json: bool) -> int:
         # A resumable run beside finished results is another one, which was started with --overwrite.
         is_same = saved.results is None or saved.results["interrupted"]
         what = "it is unfinished" if is_same else "a run that is to replace it is unfinished"
-        lines.append(f"{what}; to resume: senn fit --resume {folder}")
+        how = f"to resume: senn fit --resume {folder}"
+        lines.append(f"{what}; {_AT_WORK if is_at_work(folder) else how}")
     print("\n".join(lines))
     return 0
 
@@ -46,6 +49,7 @@ def _unfinished(saved: SavedRun) -> dict[str, Any]:
     epochs = [record for record in saved.history if record["event"] == "epoch"]
     return {
         "unfinished": True,
+        "at_work": is_at_work(saved.path),
         "arguments": _arguments(saved),
         "records": len(saved.history),
         "last": epochs[-1] if epochs else None,

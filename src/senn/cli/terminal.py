@@ -174,6 +174,10 @@ def console(*, quiet: bool = False) -> Any:
             """Leave the cursor: after Ctrl-Z or a kill the terminal would stay without one."""
             return False
 
+        def on_broken_pipe(self) -> None:
+            """Raise the error, which rich would make an exit without a word."""
+            raise
+
     stream: Any = sys.stdout.unescaped if isinstance(sys.stdout, GuardedStream) else sys.stdout
     # highlight=False: rich would color numbers, also in the names of columns and files.
     return PlainConsole(file=stream, quiet=quiet, highlight=False)

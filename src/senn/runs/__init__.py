@@ -7,7 +7,7 @@ own name is complete.
 """
 
 from senn.runs.fit_options import FitOptions
-from senn.runs.run_folder import RunFolder
+from senn.runs.run_folder import RunFolder, is_at_work
 from senn.runs.saved_run import (
     FIGURE,
     HISTORY,
@@ -35,6 +35,7 @@ __all__ = [
     "SavedRun",
     "check",
     "complete",
+    "is_at_work",
     "read",
     "read_start",
     "read_test",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -316,6 +317,23 @@ def _ours(name: str) -> bool:
         or bool(NAME.fullmatch(name))
         or name.startswith(".")
     )
+
+
+def is_at_work(path: Path) -> bool:
+    """Tell whether another process is writing a run's folder.
+
+    Args:
+        path: the folder; a process that was killed there counts as none.
+    """
+    try:
+        if not stat.S_ISREG(os.lstat(path / LOCK).st_mode):
+            return False
+        _lock(path).release()
+    except OSError:  # there is no such file, or it is another user's
+        return False
+    except SennError:
+        return True
+    return False
 
 
 def _lock(folder: Path) -> FileLock:

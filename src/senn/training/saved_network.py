@@ -15,7 +15,7 @@ from senn.data import TableEncoder
 from senn.data.images import ImageEncoder
 from senn.data.images.image_encoder import KIND
 from senn.errors import EVERYDAY, SennError, in_one_line
-from senn.runs import RESULTS, check, complete
+from senn.runs import RESULTS, check, complete, is_at_work
 
 
 def load_network(folder: Path) -> tuple[nn.Module, TableEncoder | ImageEncoder | None]:
@@ -34,7 +34,10 @@ def load_network(folder: Path) -> tuple[nn.Module, TableEncoder | ImageEncoder |
     made = complete(folder)
     # Without this, the error would be about a missing file, not about the run.
     if (made / "unfinished").is_dir() and not (made / DESCRIPTION).exists():
-        raise SennError(f"the run in {str(folder)!r} isn't finished, so it holds no network yet")
+        why = "isn't finished"
+        if is_at_work(made):
+            why = "is still at work in another process"
+        raise SennError(f"the run in {str(folder)!r} {why}, so it holds no network yet")
     # A folder of senn.save has no results, and checksums of its own. senn.load compares the two files with each other;
     # this also finds files of another run.
     if (made / RESULTS).exists():
