@@ -7,10 +7,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
-import torch
-from browser_cases import browser, pages, single
-
-__all__ = ["browser", "pages", "single"]  # fixtures
 
 # Nearly all that is made while tests are collected stays, so looking for garbage among it is in vain.
 gc.disable()
@@ -22,6 +18,16 @@ LONGEST = {
     "test_random_models_in_random_orders",
 }
 """Tests, and files of tests that share what takes long, which begin first: at the end no process waits for another."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("numprocesses", None) and not hasattr(config, "workerinput"):
+        return  # it only hands tests out, and all others wait until it has begun
+    import torch
+
+    config.pluginmanager.import_plugin("browser_cases")
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,7 +42,3 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
-
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)

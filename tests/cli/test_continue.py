@@ -119,7 +119,7 @@ def test_all_networks_of_an_ensemble_go_on_and_the_first_may_grow(home, capsys):
         assert torch.allclose(made.network()(made.x)[:, :2], before(made.x), atol=1e-6)
     assert any("the 3 networks" in note for note in made.notes)
     argv = ["fit", home / "both.csv", "--continue", home / "several", "--out", home / "more"]
-    assert main([str(one) for one in [*argv, "--epochs", "25", "--json"]]) == 0
+    assert main([str(one) for one in [*argv, "--epochs", "12", "--json"]]) == 0
     results = json.loads(capsys.readouterr().out)
     assert results["members"] == 3
     assert results["test"]["accuracy"] > 0.9

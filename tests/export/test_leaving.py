@@ -26,7 +26,7 @@ from senn.surgery import Insert, transaction
 from senn.surgery.outputs import output_change, outputs
 
 onnxruntime = pytest.importorskip("onnxruntime")
-FEW = ("mobilenet", "lstm", "hf bert")
+FEW = ("mobilenet", "lstm", "gpt")
 SLOW = list(ZOO) if EVERYTHING else [name for name in FEW if name in ZOO]
 """A convolutional network, a recurrent one and a transformer; ways that several tests go are gone by two of them."""
 

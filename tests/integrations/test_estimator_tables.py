@@ -49,10 +49,10 @@ def test_the_estimator_fits_the_network_of_the_command(tmp_path):
     x.assign(y=y).to_csv(train, index=False)
     x[:50].assign(y=y[:50]).to_csv(test, index=False)
     fit = ["fit", str(train), "--target", "y", "--test", str(test), "--seed", "3"]
-    assert main([*fit, "--out", str(tmp_path / "run"), "--epochs", "20", "--quiet"]) == 0
+    assert main([*fit, "--out", str(tmp_path / "run"), "--epochs", "8", "--quiet"]) == 0
     # as the command reads it
     frame = senn.data.read_table(str(train)).frame
-    ours = SENNRegressor(random_state=3, max_epochs=20).fit(
+    ours = SENNRegressor(random_state=3, max_epochs=8).fit(
         frame.drop(columns="y"), frame["y"].to_numpy()
     )
     theirs = senn.load_run(tmp_path / "run").model
