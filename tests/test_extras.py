@@ -21,10 +21,19 @@ for absent, works, fails in json.loads(sys.argv[1]):
 print(json.dumps(said))
 """
 
+FIRST_LOOK = """
+import torch, senn
+from torch import nn
+layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+model = nn.Sequential(nn.Linear(4, 8), layer, nn.LayerNorm(8), nn.Linear(8, 2))
+assert senn.analyze(model, torch.zeros(2, 3, 4)).groups
+assert "torch._dynamo" not in sys.modules  # which would take most of the time
+"""
+
 CASES = [
     (
         ["pandas", "matplotlib", "PIL"],
-        ["from senn.training.batches import validation_split"],
+        ["from senn.training.batches import validation_split", FIRST_LOOK],
         {
             "import senn; senn.SENNRegressor()": ("pandas", "sklearn"),
             "import senn; senn.load_run('run')": ("pandas", "cli"),
