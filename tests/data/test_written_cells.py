@@ -197,6 +197,10 @@ class TestDates:
             "%Y%m%dT%H%M%S",
             "%Y.%m.%d %H:%M",
             "%b %d %Y %I:%M%p",
+            "%d%b%Y:%H:%M:%S",
+            "%d-%b-%y %I.%M.%S.000000 %p",
+            "%Y-%m-%dT%H:%M:%S+00:00[Europe/London]",
+            "%Y%m%d%H%M%S",
         ],
     )
     def test_are_points_in_time(self, form):
@@ -207,7 +211,9 @@ class TestDates:
         )
         np.testing.assert_allclose(encoder.transform(frame), wanted, atol=1e-6)
 
-    @pytest.mark.parametrize("form", ["%Y-%m", "%b %Y", "%m/%Y", "%Y%m%d", "%G-W%V", "%d-%b-%y"])
+    @pytest.mark.parametrize(
+        "form", ["%Y-%m", "%Y-%j", "%YM%m", "%b %Y", "%m/%Y", "%Y%m%d", "%G-W%V", "%d-%b-%y"]
+    )
     def test_days_weeks_and_months_are_in_order(self, form):
         frame = pd.DataFrame({"a": self.STAMPS.strftime(form), "y": [0, 1] * 30})
         encoder = TableEncoder.fit(frame, "y")
@@ -264,9 +270,38 @@ class TestDates:
         assert TableEncoder.fit(frame, "y").columns[0].kind == "number"
         assert TableEncoder.fit(frame, "y", kinds={"a": "date"}).columns[0].median == first + 3
 
+    def test_days_of_the_year_are_told_from_numbers_that_are_counted_in_each_year(self):
+        frame = pd.DataFrame({"a": [f"2020-{at:03}" for at in range(1, 61)], "y": [0, 1] * 30})
+        encoder = TableEncoder.fit(frame, "y")
+        assert encoder.notes == ["column 'a' is read as days of the year, '2020-001' as 2020-01-01"]
+        assert encoder.columns[0].median == (pd.Timestamp("2020-01-30") - pd.Timestamp(0)).days
+        frame.loc[59, "a"] = "2020-367"
+        with pytest.raises(SennError, match="looks like an identifier"):
+            TableEncoder.fit(frame, "y")
+
+    def test_dates_of_which_some_have_a_zone_are_told(self):
+        cells = [f"2020-01-{at:02}T06:00:00" + "+02:00" * (at % 2) for at in range(1, 21)]
+        encoder = TableEncoder.fit(pd.DataFrame({"a": cells, "y": [0, 1] * 10}), "y")
+        assert "names no zone in 10 of 20 cells, which count as UTC" in encoder.notes[0]
+
     def test_amounts_of_eight_digits_are_numbers(self):
         frame = pd.DataFrame({"a": [20200000 + 137 * at for at in range(20)], "y": [0, 1] * 10})
         assert TableEncoder.fit(frame, "y").columns[0].kind == "number"
+
+
+@pytest.mark.parametrize("form", ["{}/7", "{}:5", "{}-90", "{} to 99", ">{}k", "{}x4", "({}, 3)"])
+def test_texts_that_are_nearly_numbers_are_named(form):
+    few = fit([form.format(at % 5) for at in range(100)])
+    first = form.format(0)
+    assert f"{first!r} is neither a number nor a date" in few.notes[0]
+    with pytest.raises(SennError, match=r"read neither as a number nor as a date|holds fractions"):
+        fit([form.format(at) for at in range(100)])
+
+
+def test_whole_numbers_that_are_rounded_are_told():
+    note = "column 'a' has whole numbers such as '9007199254740993', of which the first 16 digits count"
+    assert fit([2**53 + at for at in range(40)]).notes == [note]
+    assert fit([2**53 + 2 * at for at in range(40)]).notes == []
 
 
 class TestWords:

@@ -145,7 +145,9 @@ def row_groups(name: str, frame: pd.DataFrame) -> tuple[NDArray[Any], list[str]]
         ]
     )
     count = int((groups == "").sum())
-    notes = [f"{count:,} rows without a {name!r} are kept together as one group"] if count else []
+    which = "1 row" if count == 1 else f"{count:,} rows"
+    are = "is" if count == 1 else "are"
+    notes = [f"{which} without a {name!r} {are} kept together as one group"] if count else []
     return groups, notes
 
 

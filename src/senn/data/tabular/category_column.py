@@ -54,6 +54,12 @@ _UNREAD = (
 )
 """Texts that may well be read after a change, and what to say of them."""
 
+_AMOUNT = re.compile(
+    r"[<>≤≥~±]=?\s*[\d.,]+.*|[(\[]?\s*-?[\d.,]+\s*(?:[^\w\s]|x|to\b|\d).*\d.*|0x[0-9a-fA-F]+",
+    re.DOTALL,
+)
+"""Ranges, ratios, fractions, sizes, pairs: texts that people mean as numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CategoryColumn:
@@ -115,7 +121,11 @@ class CategoryColumn:
                 name=name, note=f"has {len(counts):,} categories, each in fewer than {rare} rows"
             )
         others = set(counts.index) - set(frequent)
-        return cls._of(name, frequent, others, indicator=indicator)
+        column = cls._of(name, frequent, others, indicator=indicator)
+        if not _are_amounts(known[:_SAMPLE]):
+            return column
+        said = f"is read as categories without an order: {shown(known[0])} is neither a number nor a date"
+        return replace(column, note="; ".join(filter(None, (said, column.note))))
 
     @classmethod
     def _of(
@@ -215,7 +225,17 @@ def _of_many_texts(known: list[str], different: int) -> str:
     # four words and more on average are a sentence, which no code and few names are
     if sum(cell.count(" ") for cell in sample) >= 3 * len(sample):
         return f"holds text, which isn't read: {counts}"
-    return f"looks like an identifier: {counts}"
+    more = ""
+    if _are_amounts(sample):
+        more = f"; {shown(sample[0])} is read neither as a number nor as a date"
+    return f"looks like an identifier: {counts}{more}"
+
+
+def _are_amounts(sample: list[str]) -> bool:
+    """Tell whether most texts may be meant as numbers, though none of them can be read as one."""
+    # Codes of digits alone are categories because somebody said so, or for their leading zeros.
+    alike = sum(_AMOUNT.fullmatch(cell) is not None and not cell.isdigit() for cell in sample)
+    return alike >= MOSTLY * len(sample) and not any(map(_is_number, sample[:5]))
 
 
 def _is_number(cell: str) -> bool:

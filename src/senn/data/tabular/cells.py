@@ -95,10 +95,10 @@ def _kind_of_text(name: str, cells: pd.Series[Any], decimal: Mark | None) -> Fou
     """Tell truth values, numbers and dates written as text from other text."""
     # marks such as "?" say nothing about the kind
     known = cells[~is_missing(cells)]
-    for cell in known:
+    for row, cell in known.items():
         if not isinstance(cell, str | int | float | Decimal | np.generic) and not _is_time(cell):
             raise SennError(
-                f"column {name!r} holds a {type(cell).__name__}, which isn't understood; leave it out: "
+                f"column {name!r}, row {row}: a {type(cell).__name__} isn't understood; leave the column out: "
                 f"--column {name}=dropped"
             )
     if known.empty:

@@ -14,6 +14,7 @@ from pandas.tseries.api import guess_datetime_format
 
 from senn.data.tabular.number_style import MOSTLY
 from senn.data.tabular.written_dates import (
+    DAY_OF_YEAR,
     ELAPSED,
     EXCEL,
     ISO,
@@ -43,6 +44,8 @@ DATE_FORMATS = (
     *("%a %b %d %H:%M:%S %Y", "%a %b %d %H:%M:%S %Z %Y", "%a %b %d %H:%M:%S %z %Y"),
     *("%d/%b/%Y:%H:%M:%S %z", "%a, %d %b %Y %H:%M:%S %z", "%Y-%m-%d %H:%M:%S %z"),
     *("%Y-%m-%d_%H-%M-%S", "%Y-%m-%d-%H-%M-%S", "%Y%m%d_%H%M%S", "%Y%m%d-%H%M%S"),
+    # SAS, Oracle
+    *("%d%b%Y:%H:%M:%S", "%d%b%Y:%H:%M:%S.%f", "%d-%b-%y %I.%M.%S %p", "%d-%b-%y %I.%M.%S.%f %p"),
     *("%b %Y", "%B %Y", "%b-%Y", "%b-%y", "%Y %b", "%m/%Y", "%Y/%m", "%m.%Y"),
 )  # fmt: skip
 """Formats of `strptime`, the month before the day where both would do."""
@@ -50,7 +53,11 @@ DATE_FORMATS = (
 _SWAPPED = (("%m/%d", "%d/%m"), ("%d-%m", "%m-%d"))
 """Orders of month and day, the one that is tried first in front."""
 
-_ERAS = {"%Y%m%d": (19000101, 21001231)}
+_ERAS = {
+    "%Y%m%d": (19000101, 21001231),
+    "%Y%m%d%H%M": (190001010000, 210012312359),
+    "%Y%m%d%H%M%S": (19000101000000, 21001231235959),
+}
 _COUNTED = {UNIX: (1e8, 5e9), MILLISECONDS: (1e11, 5e12), EXCEL: (10_000, 80_000)}
 
 
@@ -83,7 +90,8 @@ def date_format(name: str, known: pd.Series[Any]) -> str | None:
             # Strictly more: of two formats that read as many, the earlier one has the month first.
             if whole > share:
                 best, share = form, whole
-    if best is None:
+    # Numbers of files, counted in each year, are no days where one of them isn't.
+    if best is None or (best == DAY_OF_YEAR and share < 1):
         return None
     bad = _parse(known, best).isna().to_numpy()
     if bad.any() and share >= MOSTLY:
@@ -114,7 +122,7 @@ def _forms(sample: pd.Series[Any]) -> list[str]:
     likely = [
         form for form in usual if "%z" in form or form.startswith(ISO) or _marks(form) in marks
     ]
-    return list(dict.fromkeys([ISO, *likely, QUARTER, WEEK, ELAPSED]))
+    return list(dict.fromkeys([ISO, *likely, QUARTER, WEEK, DAY_OF_YEAR, ELAPSED]))
 
 
 def _marks(form: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, refuse
+from senn.data.tabular.cell_texts import as_text
+from senn.data.tabular.cells import Floats, FoundKind, is_missing, kind_of, refuse, shown
 from senn.data.tabular.date_cells import TIMES, date_format, number_dates, stamps_of, swapped
 from senn.data.tabular.number_scale import mean_and_deviation, standardize
 from senn.data.tabular.number_style import Mark
@@ -20,8 +21,11 @@ from senn.data.tabular.table_columns import (
     counted,
     empty_cells,
 )
-from senn.data.tabular.written_dates import ELAPSED
+from senn.data.tabular.written_dates import DAY_OF_YEAR, ELAPSED, ISO
 from senn.errors import SennError
+
+_OFFSET = r":\d\d.*(?:Z|[+-]\d\d:?\d\d|\])$"
+"""End of a text of ISO 8601 that names a zone."""
 
 
 def _circle(phase: Floats) -> list[Floats]:
@@ -213,6 +217,19 @@ def date_form(name: str, cells: pd.Series[Any], found: FoundKind | None = None) 
         first = "month" if "%m" in form[: form.index("%d") + 1] else "day"
         return form, f"has no date that tells months from days; the {first} is taken to come first"
     if pd.api.types.is_numeric_dtype(cells.dtype):
-        what = "dates such as 20200131" if form == "%Y%m%d" else form
+        what = f"dates such as {as_text(known.iloc[0])}" if "%" in form else form
         return form, f"is read as {what}; '--column {name}=number' reads numbers"
-    return form, ""
+    if form == DAY_OF_YEAR:
+        day = stamps_of(known[:1], np.ones(1, dtype=bool), form).iloc[0]
+        return form, f"is read as days of the year, {known.iloc[0]!r} as {day:%Y-%m-%d}"
+    return form, _mixed_zones(known) if form == ISO else ""
+
+
+def _mixed_zones(known: pd.Series[Any]) -> str:
+    """Say if some dates name a zone and others don't; "" where they agree."""
+    zoned = known.astype("str").str.strip().str.contains(_OFFSET)
+    if zoned.all() or not zoned.any():
+        return ""
+    bare = known[~zoned]
+    count = f"{len(bare):,} of {len(known):,} cells"
+    return f"names no zone in {count}, which count as UTC, the first being {shown(bare.iloc[0])}"

@@ -20,6 +20,9 @@ from senn.data.tabular.number_style import PLAIN, Mark, NumberStyle
 from senn.data.tabular.written_numbers import full_unit, settled_decimal, written_number
 from senn.errors import SennError
 
+EXACT = 2.0**53
+"""Magnitude from which floats are no longer all whole numbers."""
+
 FAR_OUTSIDE = 50
 """Spreads from the median beyond which a number that training never reached is told: a unit or a mark is another."""
 
@@ -136,6 +139,7 @@ class NumberColumn:
         if known.size and not missing.any() and known.min() == known.max():
             return Dropped(name=name, note=f"is always {known[0]:g}")
         scale = NumberScale.fit(known)
+        note = note or _rounded(cells, values)
         return cls(
             name=name,
             median=scale.median,
@@ -236,6 +240,15 @@ class NumberColumn:
         known = [cell for cell in cells[~is_missing(cells)] if isinstance(cell, str)]
         mark: Mark = "," if settled_decimal(known, self.style.decimal) == "," else "."
         return replace(self.style, decimal=mark)
+
+
+def _rounded(cells: pd.Series[Any], values: Floats) -> str:
+    """Say if whole numbers are too large to be told from their neighbors, as those of long keys are; "" if not."""
+    for at in np.flatnonzero(np.abs(values) >= EXACT)[:100]:
+        digits = str(cells.iloc[at]).strip()
+        if digits.lstrip("-").isdecimal() and int(digits) != int(values[at]):
+            return f"has whole numbers such as {shown(digits)}, of which the first 16 digits count"
+    return ""
 
 
 def _unit(cell: Any, style: NumberStyle) -> str:

@@ -307,6 +307,9 @@ def labeled(
     Raises:
         SennError: hardly any row has a target, or the cells are of a kind that isn't understood.
     """
+    for row, cell in frame[name].items():
+        if isinstance(cell, dict | list):
+            raise SennError(f"target {name!r}, row {row}: a {type(cell).__name__} isn't understood")
     missing = _unlabeled(frame[name], kind_of(name, frame[name], decimal))
     count, rows = int(missing.sum()), len(frame)
     if not count:

@@ -146,6 +146,8 @@ def layout_of(lines: Iterator[str], suffix: str = "", what: str = "the table") -
     sample = list(itertools.islice(lines, _SAMPLE))
     obeyed = re.fullmatch(r"\ufeff?\s*\"?sep=(.)\"?[,;\s]*", sample[0], re.I) if sample else None
     rest = sample[1:] if obeyed else sample
+    if rest:  # a second byte order mark, of a file that was written twice
+        rest[0] = rest[0].lstrip("\ufeff")
     separator = obeyed[1] if obeyed else BY_SUFFIX.get(suffix) or separator_of(rest)
     found = grid_layout(cells_of(itertools.chain(rest, lines), separator), separator, what)
     return found._replace(skipped=found.skipped + 1) if obeyed else found

@@ -7,6 +7,7 @@ import datetime as dt
 import re
 
 ISO, QUARTER, WEEK, ELAPSED = "ISO8601", "quarter", "week", "elapsed time"
+DAY_OF_YEAR = "day of the year"
 UNIX, MILLISECONDS, EXCEL = "Unix seconds", "Unix milliseconds", "Excel days"
 
 ZONES = {
@@ -32,6 +33,7 @@ ZONES = {
 
 _ZONE = re.compile(r"(?<=[\d MmAaPp])\s?\b([A-Z]{1,4})\b(?=$| \d{4}$)")
 _QUARTER = re.compile(r"(?:(\d{4})\W?[Qq]([1-4])|[Qq]([1-4])\W?(\d{4})|([1-4])[Qq]\W?(\d{4}))")
+_MONTH = re.compile(r"(\d{4})\W?[Mm](\d{1,2})")
 _HALF = re.compile(r"(\d{4})\W?[Hh]([12])")
 _ELAPSED = re.compile(r"(?:(-?\d+) days?,? \+?)?(\d+):(\d{2})(?::(\d{2})(?:\.\d*)?)?")
 _ELAPSED_UNITS = re.compile(
@@ -40,6 +42,9 @@ _ELAPSED_UNITS = re.compile(
     re.I,
 )
 _WEEK = re.compile(r"(?:(\d{4})\W?[Ww](\d{1,2})(?:-?([1-7]))?|[Ww](\d{1,2})\W(\d{4}))")
+_ORDINAL_DATE = re.compile(r"(\d{4})[-/. ](\d{3})|(\d{3})[-/](\d{4})")
+_ZONE_NAME = re.compile(r"(?<=[\dZ])\[[\w/+-]+\]$")
+_HOUR_AND_MINUTE = re.compile(r"\d{1,2}:\d\d")
 _ISO_DAY = re.compile(r"(\d{4})[-/.](\d{2})(?:[-/.](\d{2})(?!\d)|$)")
 _ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)\b")
 
@@ -89,7 +94,7 @@ def with_english_months(text: str, form: str = "%b") -> str:
 
 def plain_form(form: str) -> str:
     """Return the format of texts that `plain_date` has prepared: one of `strptime`, or ISO8601."""
-    if form in ("", ISO, f"{ISO} %Z", QUARTER, WEEK, UNIX, MILLISECONDS, EXCEL, ELAPSED):
+    if form in ("", ISO, f"{ISO} %Z", UNIX, MILLISECONDS, EXCEL, *_PARTS):
         return ISO
     return form.replace("%Z", "%z").replace(",", "")
 
@@ -118,11 +123,14 @@ def plain_date(text: str, form: str) -> str:
             text = text.replace(" +", "+").replace(" -", "-")
     elif form not in ("", ISO):
         # Whole numbers that a table with gaps has made fractions.
-        text = text.removesuffix(".0") if form == "%Y%m%d" else text
+        text = text.removesuffix(".0") if form.startswith("%Y%m%d") else text
     if form == "" or form.startswith(ISO):
+        text = _ZONE_NAME.sub("", text)  # of Java, after the offset
         # pandas takes more for ISO 8601 than Python does: other marks, and months without a day.
         day = _ISO_DAY.match(text)
         return f"{day[1]}-{day[2]}-{day[3] or '01'}{text[day.end() :]}" if day else text
+    if form.startswith(("%H:", "%I:")) and not _HOUR_AND_MINUTE.match(text):
+        return ""  # a ratio, such as 3:1
     # Commas are written or not, and days may be ordinal: "January 5th, 2020".
     text = text.replace(",", "")
     if "%b" not in form and "%B" not in form:
@@ -133,6 +141,8 @@ def plain_date(text: str, form: str) -> str:
 def _quarter(text: str) -> str:
     found = _QUARTER.fullmatch(text)
     if found is None:
+        if month := _MONTH.fullmatch(text):
+            return f"{month[1]}-{int(month[2]):02}-01"
         half = _HALF.fullmatch(text)
         return f"{half[1]}-{6 * int(half[2]) - 5:02}-01" if half else ""
     year, quarter = found[1] or found[4] or found[6], found[2] or found[3] or found[5]
@@ -150,6 +160,18 @@ def _week(text: str) -> str:
         return ""
 
 
+def _day_of_year(text: str) -> str:
+    found = _ORDINAL_DATE.fullmatch(text)
+    if found is None:
+        return ""
+    try:
+        return dt.datetime.strptime(
+            f"{found[1] or found[4]} {found[2] or found[3]}", "%Y %j"
+        ).isoformat()
+    except ValueError:
+        return ""
+
+
 def _elapsed(text: str) -> str:
     found = _ELAPSED.fullmatch(text) or _ELAPSED_UNITS.fullmatch(text)
     if found is None:
@@ -163,7 +185,7 @@ def _elapsed(text: str) -> str:
         return ""
 
 
-_PARTS = {QUARTER: _quarter, WEEK: _week, ELAPSED: _elapsed}
+_PARTS = {QUARTER: _quarter, WEEK: _week, DAY_OF_YEAR: _day_of_year, ELAPSED: _elapsed}
 
 
 def _counted(text: str, form: str) -> str:
