@@ -45,8 +45,9 @@ def test_torchrun_ends_together_and_goes_on(
         "SENN_CHECKPOINT_SECONDS": "0",
         "CUDA_VISIBLE_DEVICES": "",
     }
+    options = ["--target", "kind", "--epochs", "30", "--cv", "2", "--members", "1"]
     begun = subprocess.Popen(
-        [*TORCHRUN, str(table), "--target", "kind", "--epochs", "30", "--out", str(out)],
+        [*TORCHRUN, str(table), *options, "--out", str(out)],
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert begun.stdout is not None
@@ -55,6 +56,7 @@ def test_torchrun_ends_together_and_goes_on(
         heads.append(begun.stdout.readline())
         assert heads[-1], begun.stderr.read() if begun.stderr else ""
     assert sum(line.startswith("table: ") for line in heads) == 1, "both processes speak"
+    assert sum(line.startswith("fold ") for line in heads) == 2
     begun.terminate()
     _, errors = begun.communicate(timeout=60)
     assert errors.count("senn: interrupted; ") == 1
@@ -65,7 +67,9 @@ def test_torchrun_ends_together_and_goes_on(
     events = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("start") == 1
     assert any(event["event"] == "growth" for event in events)
-    assert json.loads((out / "results.json").read_text())["test"]["accuracy"] > 0.8
+    results = json.loads((out / "results.json").read_text())
+    assert results["test"]["accuracy"] > 0.8
+    assert results["cross_validation"]["mean"]["accuracy"] > 0.8
 
 
 def test_the_natural_gradient_is_refused() -> None:

@@ -85,12 +85,12 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
     whole = encoded(picture())
     (root / "cat" / "a.png").write_bytes(whole[: len(whole) // 2])
     (root / "cat" / "b.png").write_text("no image")
-    (root / "dog" / "c.ppm").write_bytes(encoded(picture(), "PPM"))
+    (root / "dog" / "c.ico").write_bytes(encoded(picture(), "ICO"))
     (root / "dog" / "d.png").write_bytes(encoded(Image.new("F", (9, 9)), "TIFF"))
     (root / "dog" / "e.png").write_bytes(b"")
     found = collect(str(root))
     assert len(found.train) == 6
-    names = ["cat/a.png", "cat/b.png", "dog/c.ppm", "dog/d.png", "dog/e.png"]
+    names = ["cat/a.png", "cat/b.png", "dog/c.ico", "dog/d.png", "dog/e.png"]
     assert [one.name for one in found.left_out] == names
     assert all(repr(name) in one.reason for name, one in zip(names, found.left_out, strict=True))
     assert "truncated" in found.left_out[0].reason
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_left_out_by_name(tmp_path):
     assert all("none of JPEG, PNG" in found.left_out[at].reason for at in (1, 2, 4))
 
 
-@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PNG", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "PNG", "WEBP", "GIF", "JPEG", "PPM"])
 def test_common_formats_are_read(tmp_path, kind):
     root = write(tmp_path / "pets", ["cat", "dog"])
     flat = np.full((40, 40, 3), (200, 30, 90), np.uint8)  # lossy formats keep an even color nearly
@@ -289,7 +289,7 @@ def test_folders_that_hold_no_classes(tmp_path):
     refused("class 'dog' has no image that can be read .*none of JPEG, PNG", root)
     (root / "cat" / "a.png").write_text("no image")
     (root / "cat" / "b.png").write_text("no image")
-    refused("there is no image that can be read", root)
+    refused("there is no image that can be read: .*none of JPEG, PNG, WEBP", root)
 
 
 def test_parts_are_no_classes(tmp_path):

@@ -40,6 +40,7 @@ from senn.data.images import (
     planes,
 )
 from senn.data.images.image_arrays import share_among
+from senn.data.tabular.table_notes import alike_classes
 from senn.errors import SennError
 from senn.nn import ConvNet
 from senn.runs import FitOptions
@@ -273,7 +274,7 @@ def _part_sizes(train: Images, validation: Images | None, recipe: TrainConfig) -
 
 
 def _remarks(collection: Collection, train: Images, test: Images, recipe: TrainConfig) -> list[str]:
-    notes = list(collection.notes)
+    notes = [*collection.notes, *alike_classes(collection.classes)]
     shared = share_among(test, train)
     if shared:
         notes.append(f"{shared:.0%} of the test images also stand among the training images")

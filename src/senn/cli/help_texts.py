@@ -44,7 +44,7 @@ ABOUT = {
     "fit": """\
 Train a network that finds its own size, on a table or on images, and write the network, its
 history and its scores to a folder. In tables, senn recognizes numbers, categories, dates and
-missing cells by itself. Images are PNG, JPEG, WebP, BMP, GIF or TIFF files of any size in a
+missing cells by itself. Images are PNG, JPEG, WebP, BMP, GIF, TIFF or PPM files of any size in a
 folder with one subfolder for each class, or IDX or Parquet files; they train a convolutional
 network. A test part is held out and scored once, at the end. The files are model.safetensors and model.json
 (for 'senn predict' and senn.load), results.json (scores, architecture), history.jsonl (every

@@ -21,7 +21,7 @@ from senn.data.images.folders import (
     class_folders,
     common_side,
     innermost,
-    sizes,
+    side_of,
     square,
     squares,
 )
@@ -206,7 +206,7 @@ def read_part(
 def _decoded(
     entries: Sequence[Entry], labels: NDArray[np.int64], side: int | None, channels: int = 3
 ) -> tuple[Images, tuple[LeftOut, ...]]:
-    made = squares(entries, common_side(sizes(entries)) if side is None else side, channels)
+    made = squares(entries, side_of(entries) if side is None else side, channels)
     return Images(made.pixels, labels[made.rows].astype(np.int64)), made.left_out
 
 
@@ -305,7 +305,7 @@ def _parquet(name: str, files: Sequence[Path], side: int | None) -> Collection:
         raise SennError(f"{str(files[0])!r} holds no images")
     entries = [[entry for entry, _ in part] for part in parts]
     # the training images decide, so that test images can't change the network
-    side = common_side(sizes(entries[0])) if side is None else side
+    side = side_of(entries[0]) if side is None else side
     made = [_decoded(one, numbers, side) for one, numbers in zip(entries, labels, strict=True)]
     left_out = tuple(one for _, group in made for one in group)
     test = made[1][0] if len(made) > 1 else None

@@ -28,7 +28,7 @@ from senn.data.images.image_arrays import (
 from senn.data.images.rgb import upright_rgb
 from senn.errors import SennError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are read: Pillow knows dozens, some by rarely tested code. Of several frames the first one counts."""
 
 MOST_PIXELS = 2**24

@@ -170,6 +170,21 @@ def common_side(sizes: Iterable[tuple[int, int]]) -> int:
     return min(max(4 * round(float(np.median(shorter)) / 4), low), high)
 
 
+def side_of(entries: Sequence[Entry]) -> int:
+    """Choose a side for encoded images by their headers, as of `common_side`.
+
+    Raises:
+        SennError: none of them can be read; it says why not the first.
+    """
+    found = list(sizes(entries))
+    if entries and not found:
+        try:
+            decode(entries[0].read(), entries[0].where)
+        except SennError as error:
+            raise SennError(f"there is no image that can be read: {error}") from error
+    return common_side(found)
+
+
 def sizes(entries: Iterable[Entry]) -> Iterator[tuple[int, int]]:
     """Yield width and height, as stored, of each image whose header can be read."""
     for entry in entries:

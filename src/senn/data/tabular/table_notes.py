@@ -298,6 +298,12 @@ def target_notes(target: Target, *, is_inferred: bool) -> list[str]:
             f"target {target.name!r} holds whole numbers from {min(numbers):g} to {max(numbers):g}, taken as "
             f"{len(labels)} classes without an order; if they count or rate something: --task regression"
         )
+    return [*notes, *alike_classes(labels)]
+
+
+def alike_classes(labels: Sequence[Any]) -> list[str]:
+    """Name classes that may be one class in several spellings, in a sentence for each of them."""
+    notes = []
     alike: dict[str, list[str]] = defaultdict(list)
     for label in labels:
         # NFKC, since an accent may be written apart from its letter
