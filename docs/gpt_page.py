@@ -107,11 +107,15 @@ def _verdict(records: Sequence[Record], budget: float, fixed: Sequence[str]) -> 
     later = [one for seed, one in zip(both, differences, strict=True) if seed >= SEEN]
     alone = f" On seeds from {SEEN} on alone: {mean_error(later, sign=True)}." if later else ""
     deciding = statistics.fmean(one["deciding"] for one in grown.values())
-    place = "the same as" if not any(differences) else "ahead of" if less < 0 else "**behind**"
+    seeds = f"{len(both)} seed{'s' if len(both) > 1 else ''}"
+    place = "ahead of" if less < 0 else "**behind**"
+    if not any(differences):
+        place = "the same as"
+    elif len(both) < 2 or abs(less) < 2 * statistics.stdev(differences) / len(both) ** 0.5:
+        place = "**not told apart** from"
     return (
-        f"The grown net is {place} the best fixed size of the grid ({best}), by "
-        f"{abs(less):.4f} nats in {len(both)} seed{'s' if len(both) > 1 else ''}.{alone} Looks take {deciding:.0%} of "
-        "its time.\n"
+        f"The grown net is {place} the best fixed size of the grid ({best}): {mean_error(differences, sign=True)} nats "
+        f"in {seeds}.{alone} Looks take {deciding:.0%} of its time.\n"
     )
 
 
