@@ -6,7 +6,7 @@ rows at the end.
 
 - `residual KIND`: 16 units beside a path around them, chosen by the score among 32 drawn; `silent`, with outgoing
   weights of zero, or `stepped`, with as much of their natural step as lowers the loss on held-out rows;
-- `drawn KIND`: the same, but the units are the first ones drawn (control);
+- `drawn KIND`: the same, but only 16 are drawn, and all taken (control);
 - `fresh`: the same layer with PyTorch's own initialization in both of its maps, whatever that does to the loss;
 - `identity KIND`: a layer with PReLU that is folded into the map after it;
 - `none`: no layer; `start`: the layer is there from the start, with PyTorch's initialization.
@@ -52,18 +52,17 @@ class Layer(senn.Policy):
     Args:
         place: name of the map.
         units: how many of its units.
-        is_best: False to take the first candidates, not the best.
     """
 
-    def __init__(self, place: str, units: int, *, is_best: bool) -> None:
-        self.place, self.units, self.is_best = place, units, is_best
+    def __init__(self, place: str, units: int) -> None:
+        self.place, self.units = place, units
 
     def choose(self, candidates: Any, accepted: Any) -> Any:
         """The next unit there."""
         here = [one for one in candidates if (one.kind, one.place) == ("insert", self.place)]
-        if len(accepted) >= self.units or not here:
+        if len(accepted) >= self.units:
             return None
-        return max(here, key=lambda one: one.held_out_gain) if self.is_best else here[0]
+        return max(here, key=lambda one: one.held_out_gain, default=None)
 
 
 def last_map(model: nn.Module) -> str:
@@ -121,12 +120,11 @@ class Run:
             loss=task.loss,
             moves=("depth",),
             samples=len(x),
-            policy=Layer(
-                last_map(self.model), 1 if is_identity else UNITS, is_best=kind != "drawn"
-            ),
+            policy=Layer(last_map(self.model), 1 if is_identity else UNITS),
             birth=birth or "silent",
             candidate_config=senn.CandidateConfig(
-                residual_units=0 if is_identity else DRAWN, identity_bases=2 * is_identity
+                residual_units={"identity": 0, "drawn": UNITS}.get(kind, DRAWN),
+                identity_bases=2 * is_identity,
             ),
             seed=self.seed,
         )
