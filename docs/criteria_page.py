@@ -15,6 +15,7 @@ from typing import Any
 from criteria_moments import moments
 from criteria_promises import promises
 from criteria_twins import variants, winner
+from layer_births_page import layer_births
 from mean_error import error, mean_error, plus_minus
 from stored_results import stored, table
 
@@ -296,7 +297,7 @@ def main() -> None:
     parts = [START, arms, ""]
     for section in (findings, summary, moments, promises, births, task_tables, looking):
         parts += section(records)
-    parts += [*oracle(everything), *winner(), *variants()]
+    parts += [*oracle(everything), *layer_births(), *winner(), *variants()]
     (HERE / "criteria.md").write_text("\n".join(parts).rstrip() + "\n")
 
 
