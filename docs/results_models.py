@@ -36,9 +36,8 @@ def models(records: Sequence[dict[str, Any]], table: Table) -> Iterator[str]:
         "and is too large by about a half. *ECE* is the expected calibration error, the mean over the seven "
         "tables with classes. The ensemble of eight was chosen with `--tuning`, on rows of the training folds, as "
         "were how long its members are trained and their label smoothing; the test folds had been scored before, by "
-        "the studies of sizes above and by two former versions of senn. RealMLP is that of pytabkit, on the first fold; TabM of the same "
-        "package didn't come to "
-        "an end here.\n"
+        "the studies of sizes above and by two former versions of senn. RealMLP is that of pytabkit, on the first "
+        "fold; TabM of the same package didn't come to an end here.\n"
     )
     tables = {one["table"] for one in records}
     ours = {(one["table"], one["fold"]) for one in records if one["model"] == "senn"}

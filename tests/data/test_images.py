@@ -27,7 +27,8 @@ from image_cases import (
     tiny,
 )
 
-from senn.data.images import read_parquet
+from senn.data.images import Images, read_parquet
+from senn.data.images.image_arrays import duplicate_notes
 from senn.errors import SennError
 from senn_reproduce.image_sets import SOURCES, load_images
 from senn_reproduce.image_sets.download import Download
@@ -324,3 +325,16 @@ def test_real_tiny_imagenet():
     assert found.classes == ("goldfish", "European fire salamander", "bullfrog", "tailed frog")
     red, green, blue = found.train.pixels[:500].mean((0, 1, 2))  # goldfish are
     assert red > green > blue
+
+
+def test_images_that_stand_twice_are_told():
+    pixels = np.arange(6 * 4 * 4 * 3, dtype=np.uint16).astype(np.uint8).reshape(6, 4, 4, 3)
+    train = Images(pixels[[0, 1, 2, 3, 0, 1]], np.array([0, 0, 1, 1, 1, 0]))
+    told = "1 image to train on can be found, pixel by pixel, in more than one class"
+    assert duplicate_notes(train, Images(pixels[4:5], np.array([0]))) == [told]
+    assert duplicate_notes(train, Images(pixels[3:5], np.array([0, 1]))) == [
+        told,
+        "50% of the test images also stand among the training images",
+    ]
+    first = Images(pixels[:3], np.arange(3))
+    assert duplicate_notes(first, Images(pixels[3:5], np.arange(2))) == []

@@ -39,7 +39,7 @@ from senn.data.images import (
     flat,
     planes,
 )
-from senn.data.images.image_arrays import share_among
+from senn.data.images.image_arrays import duplicate_notes
 from senn.data.tabular.table_notes import alike_classes
 from senn.errors import SennError
 from senn.nn import ConvNet
@@ -274,10 +274,7 @@ def _part_sizes(train: Images, validation: Images | None, recipe: TrainConfig) -
 
 
 def _remarks(collection: Collection, train: Images, test: Images, recipe: TrainConfig) -> list[str]:
-    notes = [*collection.notes, *alike_classes(collection.classes)]
-    shared = share_among(test, train)
-    if shared:
-        notes.append(f"{shared:.0%} of the test images also stand among the training images")
+    notes = [*collection.notes, *alike_classes(collection.classes), *duplicate_notes(train, test)]
     fitted, held_out = _part_sizes(train, collection.validation, recipe)
     if not held_out:
         notes.append(no_validation_note(fitted, "images", recipe))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +38,31 @@ class Images:
         return Images(self.pixels[rows].copy(), self.labels[rows].copy())
 
 
-def share_among(images: Images, others: Images) -> float:
-    """Return the share of images that are, pixel by pixel, also among others.
+def duplicate_notes(train: Images, test: Images) -> list[str]:
+    """Say which images stand twice, pixel by pixel: in two classes, or on both sides of the test.
 
     Args:
-        images: (n, ...) of one side.
-        others: (m, ...) of the same side.
+        train: images to train on.
+        test: those to test on, of the same side.
+
+    Returns:
+        A sentence for each finding.
     """
-    known = {one.tobytes() for one in others.pixels}
-    return sum(one.tobytes() in known for one in images.pixels) / max(len(images), 1)
+    classes: dict[bytes, set[int]] = {}
+    for one, label in zip(train.pixels, train.labels.tolist(), strict=True):
+        classes.setdefault(_digest(one), set()).add(label)
+    notes = []
+    if several := sum(len(found) > 1 for found in classes.values()):
+        which = f"{several:,} images" if several > 1 else "1 image"
+        notes.append(f"{which} to train on can be found, pixel by pixel, in more than one class")
+    shared = sum(_digest(one) in classes for one in test.pixels) / max(len(test), 1)
+    if shared:
+        notes.append(f"{shared:.0%} of the test images also stand among the training images")
+    return notes
+
+
+def _digest(pixels: NDArray[np.uint8]) -> bytes:
+    return sha256(pixels.tobytes()).digest()
 
 
 @dataclass(frozen=True, eq=False)
