@@ -9,7 +9,7 @@ ahead by more than two standard errors of the paired difference; the criterion i
 Arms:
 
 - `grown`: from one layer of four heads of 12; `senn.Grower` decides when and where.
-- `fixed 1x48`, `2x48`, `3x48`, `1x64`: layers x width of the stream, with four heads. The best one counts.
+- `fixed 1x48`, `2x48`, `3x48`, `4x48`, `1x64`: layers x width of the stream, with four heads. The best one counts.
 - `scratch`: the final size of the grown run of that seed, from the start.
 - `schedule`: from one layer of two heads and 64 feed-forward units; these double at a fifth, layers at half of the
   operations; silent births.
@@ -58,6 +58,7 @@ FIXED = {
     "fixed 1x48": FULL,
     "fixed 2x48": replace(FULL, layers=2),
     "fixed 3x48": replace(FULL, layers=3),
+    "fixed 4x48": replace(FULL, layers=4),
     "fixed 1x64": replace(FULL, width=64, head_size=16, hidden=170),
 }
 KINDS = ("silent", "stepped", "plain", "shuffled")
