@@ -123,14 +123,15 @@ def _close(found: Any, expected: Any) -> None:
 def test_ranks_meet_in_their_group_as_they_do_in_the_store() -> None:
     for rank, (store, group, short) in enumerate(found := world(3, meetings)):
         assert store == group
-        long, failure, elsewhere, events = store
+        long, failure, elsewhere, interrupted, events = store
         assert [len(text) for text, _ in long] == [0, 300, 600]
         assert failure == ("no" if rank == 1 else "rank 1 failed to fail: ValueError: no")
         assert "rank 1 was about to be elsewhere and rank 0 to be here" in elsewhere
-        assert events == found[0][0][3] != []
+        assert interrupted == "rank 1 failed to sum: it was asked to end; 3.0"
+        assert events == found[0][0][-1] != []
         # gradients in bfloat16: the same decisions, and births of about their length
-        assert [one[:3] for one in short[3]] == [one[:3] for one in events]
-        for one, exact in zip(short[3], events, strict=True):
+        assert [one[:3] for one in short[-1]] == [one[:3] for one in events]
+        for one, exact in zip(short[-1], events, strict=True):
             assert one[3:] == pytest.approx(exact[3:], rel=0.05)
             assert one[3:] != exact[3:]
 

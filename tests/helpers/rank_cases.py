@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import signal
 import time
 import unittest.mock
 from collections.abc import Sequence
@@ -458,6 +459,20 @@ def endings(rank: int, folder: str) -> list[str]:
     return said
 
 
+def _interrupted(communicator: Communicator, rank: int) -> str:
+    """What ends a sum once rank 1 has had a signal; the next one takes place."""
+    signals = Signals()
+    with signals.between_steps(communicator):
+        if rank == 1:
+            signals.number = signal.SIGTERM  # at boot, so that its grace is over
+        try:
+            with communicator.fail_together("sum"):
+                communicator.all_reduce("sum", [torch.ones(2)])
+        except KeyboardInterrupt as error:
+            return f"{error}; {communicator.all_reduce('sum', [torch.ones(1)])[0].item()}"
+    return "nothing"
+
+
 def meetings(rank: int) -> list[list[Any]]:
     """What ranks say to each other, and rounds, with meetings in the store, in the group, and gradients in bfloat16."""
     found = []
@@ -474,6 +489,7 @@ def meetings(rank: int) -> list[list[Any]]:
             communicator.all_gather_object("be elsewhere" if rank == 1 else "be here")
         except SennError as error:
             said.append(str(error))
+        said.append(_interrupted(communicator, rank))
         config = RoundConfig(reduce_dtype=dtype)
         run = grow("weights", (50, 0, 70), rank, communicator, steps=1, round_config=config)
         found.append([*said, run["events"]])

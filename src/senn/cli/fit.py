@@ -92,7 +92,7 @@ def _run_worker(arguments: FitArguments, communicator: Communicator) -> int:
             signals,
             shared_state(communicator, None, arguments.resume or arguments.out or Path()),
         )
-        with signals.between_steps():
+        with signals.between_steps(communicator):
             if preparation.folds:
                 done = communicator.broadcast_object("cross-validate", None)
                 folds = cross_validate(preparation, done, communicator, signals)
@@ -141,7 +141,10 @@ def _run_main(arguments: FitArguments, communicator: Communicator) -> int:
             _tell_unfinished_folds(out, len(folds), len(preparation.folds))
             return signals.code
         earlier = (checkpointer.state or {}).get("history", ())
-        with signals.between_steps(), watching(arguments, preparation.name, say, earlier) as watch:
+        with (
+            signals.between_steps(communicator),
+            watching(arguments, preparation.name, say, earlier) as watch,
+        ):
             trained = _train(preparation, console, checkpointer, watch)
         # A signal after the last step leaves no time for all that comes then, such as the test.
         trained = replace(trained, interrupted=trained.interrupted or signals.stopping)
@@ -186,7 +189,7 @@ def _folds(
             folder.save_folds(folds)
 
     try:
-        with signals.between_steps():
+        with signals.between_steps(communicator):
             return cross_validate(preparation, done, communicator, signals, keep=keep, say=say)
     except KeyboardInterrupt:  # in a step or in a score that takes long
         return done

@@ -113,9 +113,11 @@ def _explain(error: BaseException) -> int:
     if isinstance(error, ModuleNotFoundError):
         needed = f"this command needs the package {error.name!r}, which isn't installed"
         return _complain(f"{needed}: pip install 'senn[cli]'", EXIT_BAD_INPUT)
-    if isinstance(error, KeyboardInterrupt):
-        # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
-        return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
+    # An interrupt that ends the initialization of a module in C comes as an ImportError, which it is the cause of.
+    for cause in (error, error.__cause__):
+        if isinstance(cause, KeyboardInterrupt):
+            # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
+            return _complain("interrupted", getattr(cause, "code", EXIT_INTERRUPTED))
     if is_out_of_memory(error):
         return _complain("there is too little memory for this", EXIT_BAD_INPUT)
     # Ahead of OSError, its base class, which would make an error of it.

@@ -3,7 +3,7 @@
 Python runs a signal's handler between two bytecodes of the main thread, in the middle of a step of training or of a
 growth round. An exception there would leave a model half-changed, so the handler only sets a flag, which training reads
 after each step. A step or a round may take minutes, though: an alarm then interrupts it, and the run goes on later from
-its last checkpoint.
+its last checkpoint. Several processes interrupt it together, when they meet.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:  # it imports PyTorch
+    from senn.collectives import Communicator
 
 SIGALRM = getattr(signal, "SIGALRM", None)
 ENDING = ("SIGINT", "SIGTERM", "SIGHUP", "SIGXCPU")
@@ -49,7 +52,8 @@ class _TooLate(BaseException):
 class Signals:
     """Handle the signals in `ENDING`, as a context: the first one raises `Interrupted`, later ones do nothing.
 
-    Inside `between_steps` the first one only sets `stopping`; `Interrupted` follows after `GRACE_SECONDS`.
+    Inside `between_steps` the first one only sets `stopping`; after `GRACE_SECONDS`, `Interrupted` follows, or
+    KeyboardInterrupt where several processes meet next.
 
     Attributes:
         number: number of the signal that came; None if none has.
@@ -60,6 +64,7 @@ class Signals:
         self._former: dict[int, Any] = {}
         self._came = 0.0
         self._between_steps = self._deferred = self._over = self._limited = False
+        self._meets = self._expired = False
 
     def __enter__(self) -> Signals:
         # Only the main thread may set handlers; elsewhere, as in a notebook's thread, nothing is caught.
@@ -118,26 +123,34 @@ class Signals:
         left = self._came + seconds - time.monotonic()
         if not self.stopping:
             return work()
+        if left <= 0:
+            return otherwise
+        self._limited, self._expired = True, False
         try:
-            if left <= 0:
-                return otherwise
-            self._limited = True
             self._arm(left)
             return work()
-        except _TooLate:
-            return otherwise
+        except BaseException:
+            # Of another class too: where it ends the initialization of a module in C, it becomes an ImportError.
+            if self._expired:
+                return otherwise
+            raise
         finally:
             self._limited = False
             self._arm(0)
 
     @contextmanager
-    def between_steps(self) -> Iterator[None]:
-        """Context of work that reads `stopping` after each step and ends by itself."""
-        self._between_steps = True
+    def between_steps(self, communicator: Communicator) -> Iterator[None]:
+        """Context of work that reads `stopping` after each step and ends by itself.
+
+        Args:
+            communicator: the processes that do the work together.
+        """
+        self._between_steps, self._meets = True, not communicator.is_single
+        communicator.interrupt_when(self._is_overdue)
         try:
             yield
         finally:
-            self._between_steps = False
+            self._between_steps = self._meets = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -156,11 +169,18 @@ class Signals:
         # Without SIGALRM (Windows) nothing could interrupt a long step later: interrupt at once.
         if not self._between_steps or SIGALRM is None:
             raise Interrupted(number)
-        self._arm(GRACE_SECONDS)
+        if not self._meets:
+            self._arm(GRACE_SECONDS)
+
+    def _is_overdue(self) -> bool:
+        """Return True once several processes' step has gone on for too long after a signal."""
+        is_late = self.stopping and time.monotonic() - self._came > GRACE_SECONDS
+        return is_late and self._meets and not self._over
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
         # Raised rather than returned: nothing else leaves the middle of somebody else's code.
         if self._limited:
+            self._expired = True
             raise _TooLate
         if (
             self.number is not None

@@ -110,6 +110,9 @@ class ProcessGroupCommunicator(Communicator):
             yield
             self.all_gather_object(action)
 
+    def interrupt_when(self, interrupted: Callable[[], bool]) -> None:  # noqa: D102
+        self._rendezvous.interrupted = interrupted
+
     @contextmanager
     def _reporting(self, action: str) -> Iterator[None]:
         """Report a failure of this rank, so that the others fail at their next meeting."""

@@ -30,6 +30,7 @@ class Rendezvous:
     Attributes:
         turn: number of meetings so far.
         reported: True once all ranks know of a failure, which then needs no further report.
+        interrupted: returns True if this rank is to end: its next meeting then raises KeyboardInterrupt on all ranks.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Rendezvous:
         self._store, self.rank, self.size, self.timeout = store, rank, size, timeout
         self.turn = 0
         self.reported = False
+        self.interrupted: Callable[[], bool] = lambda: False
 
     def exchange(self, action: str, mine: Mapping[str, Any]) -> tuple[list[Any], int]:
         """Meet all ranks and read what each brings.
@@ -57,8 +59,11 @@ class Rendezvous:
 
         Raises:
             SennError: a rank is missing, has failed (then of the class of its error), or is about to do something else.
+            KeyboardInterrupt: a rank is to end.
         """
         self.turn += 1
+        if self.interrupted():
+            mine = {"at": action, "error": "KeyboardInterrupt", "message": "it was asked to end"}
         text = json.dumps(mine)
         answers, n_bytes = self._read_all(action, text)
         failed = [(rank, answer) for rank, answer in enumerate(answers) if "error" in answer]
@@ -66,6 +71,8 @@ class Rendezvous:
             self.reported = True
             # The lowest rank, so that all ranks raise the same error.
             rank, answer = failed[0]
+            if any(_error_class(one["error"]) is KeyboardInterrupt for _, one in failed):
+                self.interrupted = lambda: False  # all know it now, and go on to end
             raise _error_class(answer["error"])(
                 f"rank {rank} failed to {answer['at']}: {answer['message']}"
             )

@@ -112,6 +112,16 @@ class Communicator:
         """Run a block whose failure on one rank raises an error on all, with the failing rank's number."""
         yield
 
+    def interrupt_when(self, interrupted: Callable[[], bool]) -> None:
+        """Let the next meeting raise KeyboardInterrupt on all ranks once this rank is asked to end.
+
+        An exception that a signal raises in the middle of a meeting, or between a meeting and the operation that it is
+        for, would leave the other ranks waiting.
+
+        Args:
+            interrupted: returns True if this rank is to end.
+        """
+
     def broadcast_object(self, action: str, value: Any) -> Any:
         """Send rank 0's value to all ranks.
 
