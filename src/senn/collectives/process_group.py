@@ -83,24 +83,12 @@ class ProcessGroupCommunicator(Communicator):
 
     # -- meeting in the store
 
-    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:
-        """Gather a value of every rank through the store.
-
-        Args:
-            action: what it is for.
-            value: whatever JSON can hold.
-        """
+    def all_gather_object(self, action: str, value: Any = None) -> list[Any]:  # noqa: D102
         values, n_bytes = self._rendezvous.exchange(action, {"at": action, "value": value})
         self.sent["meetings"] += n_bytes
         return values
 
-    def all_gather_result(self, action: str, compute: Callable[[], Any]) -> list[Any]:
-        """Compute a value on every rank, and gather the values through the store.
-
-        Args:
-            action: what it is for.
-            compute: function that returns whatever JSON can hold.
-        """
+    def all_gather_result(self, action: str, compute: Callable[[], Any]) -> list[Any]:  # noqa: D102
         with self._reporting(action):
             return self.all_gather_object(action, compute())
 

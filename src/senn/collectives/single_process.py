@@ -88,7 +88,7 @@ class Communicator:
 
         Args:
             action: what it is for.
-            value: numbers, strings, lists or dictionaries of them.
+            value: numbers, strings, lists or dictionaries of them: whatever JSON can hold.
 
         Returns:
             The values in the order of ranks.
