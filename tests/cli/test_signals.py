@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 
 from senn.cli import main as command_line
 from senn.cli.signals import Interrupted, Signals
+from senn.errors import SennError
 
 
 @pytest.mark.parametrize("ends", ["by itself", "as another error", "with an error of its own"])
@@ -37,13 +39,36 @@ def test_work_after_a_signal_is_given_up_however_it_ends(ends: str) -> None:
             assert signals.run_interruptible(0.1, work, "given up") == "given up"
 
 
-@pytest.mark.parametrize(("cause", "code"), [(Interrupted(15), 143), (KeyboardInterrupt(), 130)])
-def test_an_interrupt_during_an_import_is_no_fault(
-    cause: BaseException, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("number", "error", "said"),
+    [
+        (signal.SIGINT, RecursionError("a module is half there"), "senn: interrupted\n"),
+        (signal.SIGINT, SennError("it can't be read"), "senn: interrupted; it can't be read\n"),
+        (None, RecursionError("a fault"), None),
+    ],
+)
+def test_what_fails_after_an_interrupt_is_no_fault(
+    number: int | None,
+    error: Exception,
+    said: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     def importing(name: str) -> None:
-        raise ImportError("initialization failed") from cause
+        if number is not None:
+            with suppress(KeyboardInterrupt):  # as modules do while they are imported
+                signal.raise_signal(number)
+        raise error
 
     monkeypatch.setattr(command_line.importlib, "import_module", importing)
-    assert command_line.main(["show", "anywhere"]) == code
-    assert capsys.readouterr().err == "senn: interrupted\n"
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        if said is None:
+            with pytest.raises(RecursionError):
+                command_line.main(["show", "anywhere"])
+        else:
+            assert command_line.main(["show", "anywhere"]) == 130
+            assert capsys.readouterr().err == said
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)

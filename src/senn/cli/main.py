@@ -15,6 +15,7 @@ from typing import Any
 from senn._memory import is_out_of_memory
 from senn._text import shortened
 from senn.cli.command_line import parser
+from senn.cli.signals import last_signal, noted_interrupts
 from senn.cli.terminal import GuardedStream, guarded_streams
 from senn.errors import SennError
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0; 2 for bad input, with one sentence on stderr; 128 plus the number of a signal that ended the
         command, such as 130 after Ctrl-C.
     """
-    with guarded_streams():
+    with guarded_streams(), noted_interrupts():
         try:
             arguments = _parse(argv)
             name = arguments.pop("command")
@@ -108,16 +109,17 @@ def _explain(error: BaseException) -> int:
     Raises:
         BaseException: the error itself, if it is a fault of senn's, whose traceback is wanted.
     """
+    number = last_signal()
     if isinstance(error, SennError):
+        if number is not None:  # it may be the cause: an import or a check that was broken off
+            return _complain(f"interrupted; {error}", 128 + number)
         return _complain(str(error), EXIT_BAD_INPUT)
     if isinstance(error, ModuleNotFoundError):
         needed = f"this command needs the package {error.name!r}, which isn't installed"
         return _complain(f"{needed}: pip install 'senn[cli]'", EXIT_BAD_INPUT)
-    # An interrupt that ends the initialization of a module in C comes as an ImportError, which it is the cause of.
-    for cause in (error, error.__cause__):
-        if isinstance(cause, KeyboardInterrupt):
-            # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
-            return _complain("interrupted", getattr(cause, "code", EXIT_INTERRUPTED))
+    if isinstance(error, KeyboardInterrupt):
+        # `Interrupted` knows its signal; Python's own KeyboardInterrupt has no code.
+        return _complain("interrupted", getattr(error, "code", EXIT_INTERRUPTED))
     if is_out_of_memory(error):
         return _complain("there is too little memory for this", EXIT_BAD_INPUT)
     # Ahead of OSError, its base class, which would make an error of it.
@@ -129,6 +131,10 @@ def _explain(error: BaseException) -> int:
         culprit = repr(error.filename) if error.filename else "the output"
         what = f"{culprit} can't be written or read: {error.strerror or error}"
         return _complain(what, EXIT_BAD_INPUT)
+    # An interrupt that ends the initialization of a module in C comes as an ImportError, and a module that is half
+    # there fails in any way later.
+    if number is not None:
+        return _complain("interrupted", 128 + number)
     raise error
 
 

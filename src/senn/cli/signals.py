@@ -29,6 +29,39 @@ Half of it would interrupt steps that end by themselves; twice would leave no ti
 seconds, after which people press Ctrl-C again.
 """
 T = TypeVar("T")
+_last: int | None = None
+
+
+def last_signal() -> int | None:
+    """Return the number of the last signal that asked this command to end; None for none."""
+    return _last
+
+
+@contextmanager
+def noted_interrupts() -> Iterator[None]:
+    """Context that notes Ctrl-C, which raises KeyboardInterrupt as ever; until then `last_signal` is None.
+
+    An exception in the middle of an import can be swallowed or replaced by another: whatever fails after it is then no
+    fault to show a traceback of.
+    """
+    global _last  # signals are of the process, not of an object
+    _last, former = None, signal.getsignal(signal.SIGINT)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        global _last
+        _last = number
+        signal.default_int_handler(number, frame)
+
+    # Not where a shell has it ignored, an embedding program has a handler, or a thread may not set one.
+    is_ours = former is signal.default_int_handler
+    is_ours = is_ours and threading.current_thread() is threading.main_thread()
+    if is_ours:
+        signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGINT, former)
 
 
 # A KeyboardInterrupt, so that no `except Exception` on its way swallows it.
@@ -165,7 +198,9 @@ class Signals:
         # People press Ctrl-C twice, and a terminal sends it to every process of a group.
         if self.stopping or self._over:
             return
+        global _last
         self.number, self._came = number, time.monotonic()
+        _last = number
         # Without SIGALRM (Windows) nothing could interrupt a long step later: interrupt at once.
         if not self._between_steps or SIGALRM is None:
             raise Interrupted(number)
