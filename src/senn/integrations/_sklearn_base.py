@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from numbers import Integral
@@ -126,8 +127,10 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             check_consistent_length(X, groups)
             groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
-        self._fit_columns(X, weight, recipe, is_table=is_table)
         self._learn_targets(y, weight)
+        self._fit_columns(
+            X, weight, recipe, is_table=is_table, targets=lambda rows: self._encode(y[rows]).numpy()
+        )
         recipe = replace(recipe, monitor=self._metric() or recipe.monitor)
         # With a single class there is nothing to tell apart.
         if self._task == "classification" and self._outputs() == 1:
@@ -156,7 +159,13 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
         return self
 
     def _fit_columns(
-        self, X: pd.DataFrame, weight: Array, recipe: TrainConfig, *, is_table: bool
+        self,
+        X: pd.DataFrame,
+        weight: Array,
+        recipe: TrainConfig,
+        *,
+        is_table: bool,
+        targets: Callable[[Array], Array] | None = None,
     ) -> None:
         # Equal weights are none, so that numbers are read as the command reads them.
         is_uniform = bool((weight == weight[0]).all())
@@ -168,6 +177,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             categorical=self.categorical_features,
             weight=None if is_uniform else weight,
             max_inputs=most_inputs(recipe),
+            encode_target=targets,
         )
 
     def _partial_fit(self, X: pd.DataFrame, y: Array, weight: Array, *, is_table: bool) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from senn.data.tabular.feature_columns import check_any_feature, fit_columns, ha
 from senn.data.tabular.table_columns import Column, Dropped, NumberColumn
 from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.table_notes import index_columns
+from senn.data.tabular.useful_bins import with_useful_bins
 from senn.errors import SennError, warn
 from senn.training import Task
 
@@ -114,6 +115,7 @@ def fitted_columns(
     categorical: Any,
     weight: Array | None,
     max_inputs: int | None,
+    encode_target: Callable[[Array], Array] | None = None,
 ) -> tuple[Column, ...]:
     """Fit the encoding of the inputs to training rows.
 
@@ -124,6 +126,7 @@ def fitted_columns(
         categorical: names, numbers or a mask of the columns that hold categories; None for none by name.
         weight: (rows,) positive; None for equal weights.
         max_inputs: most inputs that numbers and their bins make, as of `most_bins`.
+        encode_target: as of `with_useful_bins`; None if the targets aren't known yet.
 
     Raises:
         SennError: a column isn't understood, or none tells rows apart.
@@ -139,6 +142,10 @@ def fitted_columns(
         max_inputs=max_inputs,
         weight=weight,
     )
+    if encode_target is not None:
+        columns = with_useful_bins(
+            columns, table, encode_target, task=task, max_inputs=max_inputs, weight=weight
+        )
     if is_table:
         check_any_feature(columns, "the target")
         for column in columns:

@@ -149,9 +149,23 @@ def most_bins(rows: int, columns: int, task: Task, inputs: int | None = None) ->
     >>> most_bins(5000, 10, "classification", inputs=40)
     3
     """
-    most = MOST_INPUTS if inputs is None else min(inputs, MOST_INPUTS)
-    most = min(most, rows // ROWS_AN_INPUT[task])
+    most = most_inputs(rows, task, inputs)
     return max(0, min(BINS, rows // ROWS_A_BIN, most // max(columns, 1) - 1))
+
+
+def most_inputs(rows: int, task: Task, inputs: int | None = None) -> int:
+    """Return how many inputs numbers and bins may make together.
+
+    Args:
+        rows: training rows.
+        task: `classification` or `regression`.
+        inputs: a limit of the network's; None for none.
+
+    >>> most_inputs(5000, "regression"), most_inputs(5000, "regression", 40)
+    (500, 40)
+    """
+    most = MOST_INPUTS if inputs is None else min(inputs, MOST_INPUTS)
+    return min(most, rows // ROWS_AN_INPUT[task])
 
 
 def mean_and_deviation(values: Floats) -> tuple[float, float]:

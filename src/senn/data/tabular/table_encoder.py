@@ -26,6 +26,7 @@ from senn.data.tabular.number_style import Mark
 from senn.data.tabular.read import Table, read_table
 from senn.data.tabular.table_columns import Column, NumberColumn
 from senn.data.tabular.target import ADDED_TO_TARGET, Target, Task
+from senn.data.tabular.useful_bins import with_useful_bins
 from senn.errors import SennError
 
 
@@ -108,6 +109,13 @@ class TableEncoder:
             kinds=kinds,
             left_out=left_out,
             decimal=decimal,
+            max_inputs=max_inputs,
+        )
+        columns = with_useful_bins(
+            columns,
+            frame,
+            lambda rows: fitted.encode(frame[name_of_target].iloc[rows]),
+            task=fitted.task,
             max_inputs=max_inputs,
         )
         check_any_feature(columns, repr(name_of_target))
