@@ -172,7 +172,7 @@ class TestCategories:
         cells = [f"c{at % 10_000}" for at in range(25_000)] + ["often"] * 5_000
         encoder, x = fit(a=cells, b=np.arange(30_000.0))
         assert encoder.features[:3] == ["a=often", "a other", "b"]
-        assert x.shape == (30_000, 3 + BINS)
+        assert x.shape == (30_000, 3)  # b says nothing about the target, so it gets no bins
         encoder, _ = fit(a=[f"c{at % 1_100}" for at in range(6_000)])
         assert len(encoder.features) == MOST_CATEGORIES + 1
         column = encoder.columns[0]

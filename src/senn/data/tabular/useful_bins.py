@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from senn.data.tabular.cells import Floats
 from senn.data.tabular.feature_columns import encode_columns
-from senn.data.tabular.number_scale import MOST_INPUTS, ROWS_A_BIN, most_inputs
+from senn.data.tabular.number_scale import MOST_INPUTS, ROWS_A_BIN, most_bins, most_inputs
 from senn.data.tabular.table_columns import Column, NumberColumn
 from senn.data.tabular.target import Task
 
 FINER = 4
 """How many times as many bins a column gets: on the rows of `benchmarks/tables.py --tuning`, 16 times is no better."""
 
-CLEAR = 1.0
+CLEAR = 1.5
 """Standard errors by which squared errors must fall. A column whose finer bins tell nothing lies at -4, since they fit
-noise; with 0 columns of 550 rows were chosen that ended worse."""
+noise; of those between 0 and 1.5, in tables of 550 and 3,200 rows, most ended worse."""
 
 ROWS_TO_DROP = 2000
 """Fewest rows with which bins that tell nothing are dropped: fewer hardly say which these are, and on two tables of
@@ -64,9 +64,11 @@ def with_useful_bins(
     Returns:
         The columns with the bins chosen; those that gain most come first where there isn't room for all.
     """
-    numbers = [one for one in columns if isinstance(one, NumberColumn) and one.edges]
+    numbers = [one for one in columns if isinstance(one, NumberColumn)]
+    # of the bins asked for, not of those there are: a value that many rows share leaves fewer
+    bins = FINER * most_bins(len(frame), len(numbers), task, max_inputs)
     # Residuals on more features than this would take longer than training.
-    if not numbers or sum(len(column.features()) for column in columns) > MOST_INPUTS:
+    if not bins or sum(len(column.features()) for column in columns) > MOST_INPUTS:
         return tuple(columns)
     drawn = np.random.default_rng(0).permutation(len(frame))[:MOST_ROWS]
     test = _Test(
@@ -76,17 +78,20 @@ def with_useful_bins(
     )
     found: dict[str, NumberColumn] = {}
     if len(frame) >= ROWS_TO_DROP:
-        plain = [replace(one, edges=()) if one in numbers else one for one in columns]
-        falls = test.falls(plain, numbers)
-        found = {one.name: replace(one, edges=()) for one in numbers if falls[one.name] < 0}
+        plain = [
+            replace(one, edges=()) if isinstance(one, NumberColumn) else one for one in columns
+        ]
+        coarse = [one for one in numbers if one.edges]
+        falls = test.falls(plain, coarse)
+        found = {one.name: replace(one, edges=()) for one in coarse if falls[one.name] < 0}
     kept = [one for one in numbers if one.name not in found]
-    falls = test.falls(columns, [test.finer(one) for one in kept])
+    falls = test.falls(columns, [test.finer(one, bins) for one in kept])
     room = most_inputs(len(frame), task, max_inputs)
     inputs = [found.get(one.name, one) for one in columns if isinstance(one, NumberColumn)]
     room -= sum(len(one.features()) for one in inputs)
     for column in sorted(kept, key=lambda one: -falls[one.name]):
         if falls[column.name] > CLEAR:
-            finer = _with_finer_bins(column, frame, weight)
+            finer = _with_bins(column, frame, bins, weight)
             if (added := len(finer.edges) - len(column.edges)) <= room:
                 found[column.name], room = finer, room - added
     return tuple(found.get(column.name, column) for column in columns)
@@ -124,9 +129,9 @@ class _Test:
             falls[column.name] = float(fall.mean()) / error if error > 0 else 0.0
         return falls
 
-    def finer(self, column: NumberColumn) -> NumberColumn:
+    def finer(self, column: NumberColumn, bins: int) -> NumberColumn:
         """Return a column with finer bins between the quantiles of these rows."""
-        return _with_finer_bins(column, self.rows, self._weight)
+        return _with_bins(column, self.rows, bins, self._weight)
 
     def _residuals(self, features: Floats, target: Floats) -> Floats:
         """Compute what ridge regression on the other folds leaves of each row's target.
@@ -152,11 +157,10 @@ class _Test:
         return left
 
 
-def _with_finer_bins(
-    column: NumberColumn, rows: pd.DataFrame, weight: Floats | None
+def _with_bins(
+    column: NumberColumn, rows: pd.DataFrame, bins: int, weight: Floats | None
 ) -> NumberColumn:
-    bins = min(FINER * (len(column.edges) - 1), len(rows) // ROWS_A_BIN)
-    return column.with_bins(rows[column.name], bins, weight)
+    return column.with_bins(rows[column.name], min(bins, len(rows) // ROWS_A_BIN), weight)
 
 
 def _numbers_of(target: NDArray[Any], task: Task) -> Floats:
