@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from senn.data import TableEncoder, Target, split
 from senn.data.tabular.category_column import MOST_CATEGORIES, SURE_CATEGORIES
 from senn.data.tabular.feature_columns import fit_columns
-from senn.data.tabular.number_scale import BINS
 from senn.errors import SennError
 
 
