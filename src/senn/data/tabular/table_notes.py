@@ -238,14 +238,16 @@ def deciding_columns(
     y = [part[rows] for part, rows in zip(targets, picks, strict=True)]
     found, at = [], 0
     for column in used[:_MOST_COLUMNS]:
-        own = slice(at, at := at + len(column.features()))
+        own = np.arange(at, at := at + len(column.features()))
         if column.name in but:
             continue
+        if isinstance(column, NumberColumn):
+            # Bins say nothing that the number doesn't, and a tree would cut at their edges.
+            own = own[[0, -1] if column.indicator else [0]]
         if encoder.target.task == "classification":
             decides = _decides_class(x[0][:, own], y[0], x[1][:, own], y[1])
         else:
-            # the number itself; its bins and indicator follow
-            values = np.concatenate([part[:, own.start] for part in x])
+            values = np.concatenate([part[:, own[0]] for part in x])
             is_number = column.kind == "number"
             decides = is_number and _decides_number(values, np.concatenate(y)[:, 0])
         if decides:
