@@ -211,6 +211,9 @@ def report(records: Sequence[Figures], folds: Sequence[int]) -> str:
     """Write mean ranks, ratings, wins beyond a standard error and times of models that have all these folds."""
     kept = complete(records, folds)
     models = [name for name in MODELS if any(one["model"] == name for one in kept)]
+    has_ours = (
+        "senn" in models
+    )  # other models may have been fitted alone, in an environment of theirs
     lines = []
     for figure in FIGURES:
         rated = elo(kept, figure)
@@ -218,11 +221,12 @@ def report(records: Sequence[Figures], folds: Sequence[int]) -> str:
         lines.append(f"{figure}: mean rank, among networks, Elo, senn's tables ahead-level-behind")
         for name, rank in mean_ranks(kept, figure, models).items():
             own = f"{among[name]:5.2f}" if name in among else "    -"
-            beside = "-".join(map(str, wins(kept, figure, name)))
+            beside = "-".join(map(str, wins(kept, figure, name))) if has_ours else "-"
             lines.append(f"  {name:20} {rank:5.2f} {own} {rated[name]:6.0f}  {beside}")
     lines.append("senn's processor time over its, calibration error")
     for name in models:
-        times, error = time_ratio(kept, name), mean_calibration(kept, name)
+        times = time_ratio(kept, name) if has_ours else float("nan")
+        error = mean_calibration(kept, name)
         lines.append(f"  {name:20} {times:8.2f} {error:8.4f}")
     for table in dict.fromkeys(one["table"] for one in kept):
         for name in models:
