@@ -32,12 +32,12 @@ def models(records: Sequence[dict[str, Any]], table: Table) -> Iterator[str]:
         "are of means over folds, averaged over tables: of the score (accuracy or R²) and of the loss (log-loss "
         "or RMSE), among all models and *among networks*. *Wins* are tables on which senn is ahead of it, level, "
         "or behind by more than a standard error over folds, by loss; of one fold there are none. *Time* is "
-        "senn's processor time over its, the median over tables on one core, two fits at a time; RealMLP's was taken "
-        "on a slower day, and is too small by about a half. *ECE* is the expected calibration error, the mean over the seven "
-        "tables with classes. The ensemble of eight was chosen with `--tuning`, on rows of the training folds, as "
-        "were how long its members are trained, their label smoothing and which columns get bins; the test folds had been scored before, by "
-        "the studies of sizes above and by three former versions of senn. RealMLP is that of pytabkit, on the first "
-        "fold; TabM of the same package didn't come to an end here.\n"
+        "senn's processor time over its, the median over tables on one core, two fits at a time; RealMLP's was "
+        "taken on a slower day, and is too small by about a half. *ECE* is the expected calibration error, the mean "
+        "over the seven tables with classes. The ensemble of eight was chosen with `--tuning`, on rows of the "
+        "training folds, as were how long its members are trained, their label smoothing and which columns get bins; "
+        "the test folds had been scored before, by the studies of sizes above and by three former versions of senn. "
+        "RealMLP is that of pytabkit, on the first fold; TabM of the same package didn't come to an end here.\n"
     )
     tables = {one["table"] for one in records}
     ours = {(one["table"], one["fold"]) for one in records if one["model"] == "senn"}
