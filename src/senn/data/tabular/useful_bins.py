@@ -63,7 +63,7 @@ def with_useful_bins(
         weight: (rows,) positive weights; None for equal ones.
 
     Returns:
-        The columns with the bins chosen; those that gain most come first where there isn't room for all.
+        The columns with the bins chosen; those that gain most come first where there is no room for all.
     """
     numbers = [one for one in columns if isinstance(one, NumberColumn)]
     # of the bins asked for, not of those there are: a value that many rows share leaves fewer
@@ -71,11 +71,11 @@ def with_useful_bins(
     # Residuals on more features than this would take longer than training.
     if not bins or sum(len(column.features()) for column in columns) > MOST_INPUTS:
         return tuple(columns)
-    drawn = np.random.default_rng(0).permutation(len(frame))[:MOST_ROWS]
+    sample = np.random.default_rng(0).permutation(len(frame))[:MOST_ROWS]
     test = _Test(
-        frame.iloc[drawn],
-        _numbers_of(encode_target(drawn), task),
-        None if weight is None else weight[drawn],
+        frame.iloc[sample],
+        _numbers_of(encode_target(sample), task),
+        None if weight is None else weight[sample],
     )
     found: dict[str, NumberColumn] = {}
     if len(frame) >= ROWS_TO_DROP[task]:
@@ -87,14 +87,14 @@ def with_useful_bins(
         found = {one.name: replace(one, edges=()) for one in coarse if falls[one.name] < 0}
     kept = [one for one in numbers if one.name not in found]
     falls = test.falls(columns, [test.finer(one, bins) for one in kept])
-    room = most_inputs(len(frame), task, max_inputs)
+    left = most_inputs(len(frame), task, max_inputs)
     inputs = [found.get(one.name, one) for one in columns if isinstance(one, NumberColumn)]
-    room -= sum(len(one.features()) for one in inputs)
+    left -= sum(len(one.features()) for one in inputs)
     for column in sorted(kept, key=lambda one: -falls[one.name]):
         if falls[column.name] > CLEAR:
             finer = _with_bins(column, frame, bins, weight)
-            if (added := len(finer.edges) - len(column.edges)) <= room:
-                found[column.name], room = finer, room - added
+            if (added := len(finer.edges) - len(column.edges)) <= left:
+                found[column.name], left = finer, left - added
     return tuple(found.get(column.name, column) for column in columns)
 
 
