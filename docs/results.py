@@ -22,6 +22,7 @@ from results_paper import experiments
 from results_running import running
 from results_tables import table_sizes
 from stored_results import is_stored, spread, stored, table
+from table_bins_page import table_bins
 
 HERE = Path(__file__).parent
 
@@ -36,6 +37,7 @@ python benchmarks/fit_digits.py --seeds 12 --out fit_digits.json
 python benchmarks/table_sizes.py --arms grown 128-128 --out table_sizes.json
 python benchmarks/hard_tables.py --out hard_tables.json       # many columns, heavy tails, wild cells, few rows
 python benchmarks/tables.py --out tables.json                 # with LightGBM, XGBoost, CatBoost and pytabkit beside it
+python benchmarks/table_bins.py --out table_bins.json         # bins of numbers, chosen and shuffled
 python benchmarks/fit_images.py --out fit_images.json         # grown and fixed nets, on CIFAR-10 written out as files
 python benchmarks/growth_step.py --out growth_step.json       # pip install gromo==0.1.0 to compare with it
 python benchmarks/natural_gradient.py --out natural_gradient.json
@@ -245,6 +247,7 @@ def main() -> None:
         parts += section()
     parts += table_sizes([*stored("table_sizes").values()], table)
     parts += models([*stored("tables").values()], table)
+    parts += table_bins()
     parts += hard_tables([*stored("hard_tables").values()], table)
     parts += equal_flops(stored, is_stored, table)
     parts += lora(stored, is_stored, table)
