@@ -23,8 +23,8 @@ def table_bins() -> Iterator[str]:
     yield "\n\n".join(["## Where bins of numbers go", *(f"`{one}`" for one in commands)]) + "\n"
     seeds = len({one["seed"] for one in records})
     yield (
-        f"The ten tables, three folds, {seeds} seed{'s' * (seeds > 1)}, on rows of the training folds alone. *Equal*: up "
-        "to eight bins for each column of numbers; *chosen*: four times as many where these say more about the target "
+        f"The ten tables, three folds, {seeds} seed{'s' * (seeds > 1)}, on rows of the training folds alone. *Equal*: "
+        "up to eight bins for each column of numbers; *chosen*: four times as many where these say more about the target "
         "on held-out rows, and none where bins say nothing; *shuffled*: the same numbers of bins at columns that are "
         "drawn (control); *finer*: up to 32 everywhere. Log ratios of losses (log-loss or RMSE), paired by fold and "
         "seed, mean and standard error: **below 0 the first is better**.\n"

@@ -40,6 +40,9 @@ ROWS_AN_INPUT: Mapping[Task, int] = {"classification": 4, "regression": 10}
 a diabetes table of 331 rows and 10 columns), while classes tell more (seen on digits, 1,347 rows and 64 columns).
 """
 
+FEWEST_BINS = 3
+"""A column with fewer gets none: they tell hardly more than the number does."""
+
 ROWS_A_BIN = 25
 """Fewest training rows for each bin of a column."""
 
@@ -103,7 +106,7 @@ class NumberScale:
             bins *= HEAVY_FACTOR
         # halves: edges so near to each other that their difference vanishes are one
         halves = {edge / 2 for edge in _quantiles(ordered, share, np.linspace(0, 1, bins + 1))}
-        edges = tuple(2 * half for half in sorted(halves)) if len(halves) > 3 else ()
+        edges = tuple(2 * half for half in sorted(halves)) if len(halves) > FEWEST_BINS else ()
         return cls(median=median, scale=spread, edges=edges)
 
     @property

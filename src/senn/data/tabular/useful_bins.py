@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from senn.data.tabular.cells import Floats
 from senn.data.tabular.feature_columns import encode_columns
-from senn.data.tabular.number_scale import MOST_INPUTS, ROWS_A_BIN, most_bins, most_inputs
+from senn.data.tabular.number_scale import (
+    FEWEST_BINS,
+    MOST_INPUTS,
+    ROWS_A_BIN,
+    most_bins,
+    most_inputs,
+)
 from senn.data.tabular.table_columns import Column, NumberColumn
 from senn.data.tabular.target import Task
 
@@ -66,10 +72,10 @@ def with_useful_bins(
         The columns with the bins chosen; those that gain most come first where there is no room for all.
     """
     numbers = [one for one in columns if isinstance(one, NumberColumn)]
-    # of the bins asked for, not of those there are: a value that many rows share leaves fewer
-    bins = FINER * most_bins(len(frame), len(numbers), task, max_inputs)
+    # those asked for, not those there are: a value that many rows share leaves fewer
+    bins = most_bins(len(frame), len(numbers), task, max_inputs)
     # Residuals on more features than this would take longer than training.
-    if not bins or sum(len(column.features()) for column in columns) > MOST_INPUTS:
+    if bins < FEWEST_BINS or sum(len(column.features()) for column in columns) > MOST_INPUTS:
         return tuple(columns)
     sample = np.random.default_rng(0).permutation(len(frame))[:MOST_ROWS]
     test = _Test(
@@ -86,13 +92,13 @@ def with_useful_bins(
         falls = test.falls(plain, coarse)
         found = {one.name: replace(one, edges=()) for one in coarse if falls[one.name] < 0}
     kept = [one for one in numbers if one.name not in found]
-    falls = test.falls(columns, [test.finer(one, bins) for one in kept])
+    falls = test.falls(columns, [test.finer(one, FINER * bins) for one in kept])
     left = most_inputs(len(frame), task, max_inputs)
     inputs = [found.get(one.name, one) for one in columns if isinstance(one, NumberColumn)]
     left -= sum(len(one.features()) for one in inputs)
     for column in sorted(kept, key=lambda one: -falls[one.name]):
         if falls[column.name] > CLEAR:
-            finer = _with_bins(column, frame, bins, weight)
+            finer = _with_bins(column, frame, FINER * bins, weight)
             if (added := len(finer.edges) - len(column.edges)) <= left:
                 found[column.name], left = finer, left - added
     return tuple(found.get(column.name, column) for column in columns)
