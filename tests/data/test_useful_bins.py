@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from senn import SENNRegressor
+from senn.cli.main import main
 from senn.data.tabular import useful_bins
 from senn.data.tabular.feature_columns import fit_columns
 from senn.data.tabular.table_columns import Column, NumberColumn
@@ -104,3 +106,13 @@ def test_the_command_and_the_estimators_choose_alike() -> None:
     assert bins(encoder.columns) == bins(model.columns_)
     assert bins(encoder.columns)["fine"] == 32
     assert bins(encoder.columns)["noise"] == 0
+
+
+def test_a_dry_run_tells_how_many_bins_there_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame, y = table(2500)
+    frame.assign(target=y).to_csv(tmp_path / "table.csv", index=False)
+    assert main(["fit", str(tmp_path / "table.csv"), "--target", "target", "--dry-run"]) == 0
+    # of 2,000 training rows
+    assert "number: fine (32 bins), bent (8 bins), straight, noise\n" in capsys.readouterr().out

@@ -27,6 +27,7 @@ from senn.cli.table_recipe import checked, table_recipe
 from senn.cli.table_remarks import remarks
 from senn.data import Table, TableEncoder, Target, read_table
 from senn.data.tabular.feature_columns import listed
+from senn.data.tabular.table_columns import with_count_of_bins
 from senn.data.tabular.table_encoder import check_names
 from senn.data.tabular.table_notes import index_columns
 from senn.data.tabular.target import labeled
@@ -118,10 +119,9 @@ class Preparation:
 
     def details(self) -> list[str]:
         """List the columns of each kind, the first few by name."""
-        lines = []
-        kinds = {column.name: column.kind for column in self.encoder.columns}
-        for kind in sorted(set(kinds.values())):
-            names = [name for name, other in kinds.items() if other == kind]
+        lines, columns = [], self.encoder.columns
+        for kind in sorted({column.kind for column in columns}):
+            names = [with_count_of_bins(column) for column in columns if column.kind == kind]
             more = f" and {len(names) - _MOST_NAMED:,} more" if len(names) > _MOST_NAMED else ""
             lines.append(f"{kind}: {', '.join(names[:_MOST_NAMED])}{more}")
         labels = self.encoder.target.labels

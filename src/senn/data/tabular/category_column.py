@@ -140,7 +140,7 @@ class CategoryColumn:
             other=merged > 0,
             indicator=indicator,
             rare=tuple(sorted(others)) if merged <= MOST_RARE else (),
-            note=f"has {merged:,} rare categories, which are taken together" if merged else "",
+            note=_rare_note(merged),
         )
 
     def with_most(self, most: int) -> CategoryColumn:
@@ -257,3 +257,9 @@ def most_categories(rows: int, columns: int, inputs: int | None = None) -> int:
         return SURE_CATEGORIES
     share = MOST_NUMBERS // max(rows, 1) // max(columns, 1)
     return max(SURE_CATEGORIES, min(MOST_CATEGORIES, share))
+
+
+def _rare_note(count: int) -> str:
+    if count == 1:
+        return "has a rare category, which is read as unseen ones are"
+    return f"has {count:,} rare categories, which are taken together" if count else ""

@@ -268,6 +268,16 @@ def empty_cells(missing: NDArray[np.bool_]) -> list[str]:
     return [f"{count:,} of {len(missing):,} cells are empty"] if count else []
 
 
+def with_count_of_bins(column: Column) -> str:
+    """Return the name of a column, with the number of its bins if it has some.
+
+    >>> with_count_of_bins(NumberColumn(name="x", median=0.0, scale=1.0, indicator=False))
+    'x'
+    """
+    count = len(column.edges) - 1 if isinstance(column, NumberColumn) else 0
+    return f"{column.name} ({count} bins)" if count > 0 else column.name
+
+
 @dataclass(frozen=True, kw_only=True)
 class BooleanColumn:
     """Truth value: true is 1, false -1, missing 0."""
