@@ -27,7 +27,8 @@ def table_bins() -> Iterator[str]:
         "up to eight bins for each column of numbers; *chosen*: four times as many where these say more about the "
         "target on held-out rows, and none where bins say nothing; *shuffled*: the same numbers of bins at columns "
         "that are drawn (control); *finer*: up to 32 everywhere. Log ratios of losses (log-loss or RMSE), paired by "
-        "fold and seed, mean and standard error: **below 0 the first is better**.\n"
+        "fold and seed, mean and standard error: **below 0 the first is better**. How clearly bins must tell about the "
+        "target was chosen on these rows, with other seeds.\n"
     )
     changed = [name for name in tables if _columns(runs, name)]
     rows = [(name, *_ratios(runs, [name]), _columns(runs, name) or "none") for name in tables]
