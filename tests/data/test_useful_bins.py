@@ -116,3 +116,18 @@ def test_a_dry_run_tells_how_many_bins_there_are(
     assert main(["fit", str(tmp_path / "table.csv"), "--target", "target", "--dry-run"]) == 0
     # of 2,000 training rows
     assert "number: fine (32 bins), bent (8 bins), straight, noise\n" in capsys.readouterr().out
+
+
+def test_rows_that_hang_together_have_equal_bins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame, y = table(2500)
+    recipe, groups = TrainConfig(epochs=1, members=1), np.arange(2500) // 10
+    model = SENNRegressor(recipe=recipe).fit(frame, y, groups=groups)
+    latest = SENNRegressor(recipe=recipe, validation="last").fit(frame, y)
+    assert {*bins(model.columns_).values()} == {*bins(latest.columns_).values()} == {8}
+    frame.assign(day=groups, target=y).to_csv(tmp_path / "table.csv", index=False)
+    argv = ["fit", str(tmp_path / "table.csv"), "--target", "target", "--group", "day", "--dry-run"]
+    assert main(argv) == 0
+    told = "number: fine (8 bins), bent (8 bins), straight (8 bins), noise (8 bins)\n"
+    assert told in capsys.readouterr().out

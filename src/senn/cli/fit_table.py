@@ -349,6 +349,7 @@ class _Source:
             decimal=self.table.decimal,
             encoding=options.encoding,
             max_inputs=most_inputs(recipe),
+            useful_bins=parts.is_random,
         )
         encoder = replace(encoder, legacy_encoding=self.table.legacy_encoding)
         if begun_with is not None and begun_with.is_original:

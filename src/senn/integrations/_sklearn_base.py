@@ -128,17 +128,18 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             groups = groups[weight > 0]
         X, y, weight = present_rows(X, y, weight)
         self._learn_targets(y, weight)
-        self._fit_columns(
-            X, weight, recipe, is_table=is_table, targets=lambda rows: self._encode(y[rows]).numpy()
-        )
+        # Bins are chosen by rows held out at random, which misleads where rows hang together.
+        is_random = groups is None and self.validation == "random"
+        targets = (lambda rows: self._encode(y[rows]).numpy()) if is_random else None
+        self._fit_columns(X, weight, recipe, is_table=is_table, targets=targets)
         recipe = replace(recipe, monitor=self._metric() or recipe.monitor)
         # With a single class there is nothing to tell apart.
         if self._task == "classification" and self._outputs() == 1:
             recipe = replace(recipe, grow=False, epochs=1)
-        targets, held_out = self._encode(y), self._held_out(y, groups, recipe)
+        encoded, held_out = self._encode(y), self._held_out(y, groups, recipe)
         run = train(
             self._training_inputs(X),
-            targets,
+            encoded,
             task=self._task,
             outputs=self._outputs(),
             recipe=recipe,
@@ -146,7 +147,7 @@ class SENNEstimator(BaseEstimator):  # type: ignore[misc]
             sample_weight=torch.from_numpy(weight),
             validation=held_out,
         )
-        self._keep_validation(X, y, validation_rows(targets, recipe, held_out).numpy())
+        self._keep_validation(X, y, validation_rows(encoded, recipe, held_out).numpy())
         self._unseen = run.unseen
         self._online: IncrementalTrainer | None = None
         self.model_ = run.model

@@ -70,6 +70,7 @@ class TableEncoder:
         decimal: Mark | None = None,
         encoding: str | None = None,
         max_inputs: int | None = None,
+        useful_bins: bool = True,
     ) -> TableEncoder:
         """Fit the encoding to training rows.
 
@@ -82,6 +83,8 @@ class TableEncoder:
             decimal: decimal mark of the table's numbers, where that is known.
             encoding: character encoding that files are to be read with.
             max_inputs: most features that numbers and their bins make, as of `most_bins`.
+            useful_bins: whether bins go where they tell about the target of rows that are held out at random. That
+                misleads where rows hang together, by group or in time: a column may tell which rows those are.
 
         Returns:
             The fitted encoder.
@@ -111,13 +114,14 @@ class TableEncoder:
             decimal=decimal,
             max_inputs=max_inputs,
         )
-        columns = with_useful_bins(
-            columns,
-            frame,
-            lambda rows: fitted.encode(frame[name_of_target].iloc[rows]),
-            task=fitted.task,
-            max_inputs=max_inputs,
-        )
+        if useful_bins:
+            columns = with_useful_bins(
+                columns,
+                frame,
+                lambda rows: fitted.encode(frame[name_of_target].iloc[rows]),
+                task=fitted.task,
+                max_inputs=max_inputs,
+            )
         check_any_feature(columns, repr(name_of_target))
         return cls(columns=columns, target=fitted, decimal=decimal, encoding=encoding)
 
